@@ -1,0 +1,1 @@
+"""What a path costs, in closed form."""

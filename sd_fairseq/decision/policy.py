@@ -1,0 +1,279 @@
+"""Who decides: the policy network, its distribution over paths (section 3.2, Eq. 1-3) and the random control.
+
+Choice: the network is Linear(C, hidden) -> LayerNorm -> ReLU -> heads; the paper says "a one-layer MLP with layer
+normalization and ReLU". All its mathematics is float32, whatever the backbone's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_fairseq.decision.decisions import Decisions, DecisionSpace
+
+
+class Float32Module(nn.Module):
+    """A module whose floating-point tensors stay float32 when the model around it is cast to half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs):
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype != tensor.dtype else moved
+
+        return super()._apply(move_only, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class PolicyDistribution:
+    """Independent Bernoulli switches and one categorical token strategy per example (Eq. 2-3).
+
+    Args:
+        space: what the outputs mean.
+        keep_logits: float32 [B, num_switches]; sigmoid = probability to keep.
+        token_logits: float32 [B, J].
+    """
+
+    space: DecisionSpace
+    keep_logits: Tensor
+    token_logits: Tensor
+
+    @property
+    def keep_probability(self) -> Tensor:
+        """[B, num_switches]."""
+        return torch.sigmoid(self.keep_logits)
+
+    @property
+    def token_probability(self) -> Tensor:
+        """[B, J], rows sum to 1."""
+        return torch.softmax(self.token_logits, dim=-1)
+
+    def sample(self, noise: Optional["Noise"] = None) -> Decisions:
+        """Draws a path per example from torch's generator, or from given noise."""
+        noise = noise or Noise.draw(self.keep_logits.size(0), self.space, self.keep_logits.device)
+        keep = noise.switches < self.keep_probability
+        gumbel = -torch.log(-torch.log(noise.tokens.clamp(1e-9, 1 - 1e-7)))
+        return self.space.to_decisions(keep, (self.token_logits + gumbel).argmax(dim=-1))
+
+    def mode(self) -> Decisions:
+        """The deployed path: keep where p >= 0.5, the most probable token strategy. Nothing is drawn."""
+        return self.space.to_decisions(self.keep_logits >= 0, self.token_logits.argmax(dim=-1))
+
+    def log_prob(self, decisions: Decisions) -> Tensor:
+        """Returns log pi(path), float32 [B] (the logarithm of Eq. 2 times Eq. 3)."""
+        signs = self.space.to_keep(decisions).to(self.keep_logits.dtype) * 2 - 1
+        switches = F.logsigmoid(signs * self.keep_logits).sum(dim=-1)
+        tokens = torch.log_softmax(self.token_logits, dim=-1).gather(1, decisions.token_choice.unsqueeze(1))
+        return switches + tokens.squeeze(1)
+
+    def entropy(self) -> Tensor:
+        """Returns the entropy in nats, float32 [B]."""
+        p = self.keep_probability
+        switches = -(p * F.logsigmoid(self.keep_logits) + (1 - p) * F.logsigmoid(-self.keep_logits)).sum(dim=-1)
+        tokens = -(self.token_probability * torch.log_softmax(self.token_logits, dim=-1)).sum(dim=-1)
+        return switches + tokens
+
+    def bounded(self, bound: float) -> "PolicyDistribution":
+        """Mixes every probability with its opposite: p <- a p + (1 - a)(1 - p), as BlockDrop does while exploring.
+
+        Args:
+            bound: a in (0.5, 1]; 1 changes nothing. The token strategies are mixed with the uniform distribution.
+        """
+        if bound == 1.0:
+            return self
+        p = bound * self.keep_probability + (1 - bound) * (1 - self.keep_probability)
+        tokens = bound * self.token_probability + (1 - bound) / self.token_logits.size(-1)
+        return PolicyDistribution(self.space, torch.logit(p, eps=1e-7), torch.log(tokens))
+
+    def sharpened(self, temperature: float) -> "PolicyDistribution":
+        """Divides the logits by ``temperature`` (< 1): samples close to the mode, that change before the mode does."""
+        return PolicyDistribution(self.space, self.keep_logits / temperature, self.token_logits / temperature)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise that turns a distribution into a path: ``switches`` [B, num_switches], ``tokens`` [B, J]."""
+
+    switches: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def draw(cls, batch_size: int, space: DecisionSpace, device: torch.device) -> "Noise":
+        """Draws from torch's generator."""
+        count = space.num_switches + len(space.token_strategies)
+        uniform = torch.rand((batch_size, count), device=device)
+        return cls(uniform[:, : space.num_switches], uniform[:, space.num_switches :])
+
+    @classmethod
+    def for_examples(cls, ids: Tensor, salt: int, space: DecisionSpace) -> "Noise":
+        """Derives each example's noise from its id, so that it does not depend on batch, worker or micro-batch.
+
+        Args:
+            ids: LongTensor [B], the examples' indices in their data set.
+            salt: another number gives other noise (the update, say).
+            space: the decision space.
+        """
+        count = space.num_switches + len(space.token_strategies)
+        keys = (ids.long().unsqueeze(1) * 2654435761 + salt * 40503) % 2147483647  # [B, 1]
+        uniform = scramble(keys * 64 + torch.arange(1, count + 1, device=ids.device) * 7919).float()
+        return cls(uniform[:, : space.num_switches], uniform[:, space.num_switches :])
+
+
+class PolicyNetwork(Float32Module):
+    """Reads the masked mean of encoder layer 1's output and decides the whole path (section 3.2).
+
+    Args:
+        input_size: C, the encoder's embedding dimension.
+        space: the decision space.
+        hidden_size: units of the hidden layer; 0 = C.
+        initial_keep: keep-probability of a fresh policy (also of the keep-all token strategy), in (0.5, 1).
+    """
+
+    def __init__(self, input_size: int, space: DecisionSpace, hidden_size: int = 0, initial_keep: float = 0.95):
+        super().__init__()
+        if not 0.5 < initial_keep < 1:
+            raise ValueError(f"initial keep-probability {initial_keep} is not in (0.5, 1)")
+        self.space = space
+        self.initial_keep = initial_keep
+        self.hidden = nn.Linear(input_size, hidden_size or input_size)
+        self.layer_norm = nn.LayerNorm(hidden_size or input_size)
+        self.heads = nn.Linear(hidden_size or input_size, space.num_switches + len(space.token_strategies))
+        self.reset_parameters()
+
+    @property
+    def stages(self) -> Tuple[int, ...]:
+        """Encoder layers (from 1) after which the policy is asked."""
+        return (1,)
+
+    def reset_parameters(self) -> None:
+        """Makes a fresh policy: almost the dense model, whatever the input."""
+        nn.init.xavier_uniform_(self.hidden.weight)
+        nn.init.zeros_(self.hidden.bias)
+        self.layer_norm.reset_parameters()
+        nn.init.normal_(self.heads.weight, std=0.02)
+        with torch.no_grad():
+            self.heads.bias.copy_(initial_bias(self.space, self.initial_keep))
+
+    def stage_logits(self, stage: int, state: Tensor) -> Tensor:
+        """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``."""
+        return self.heads(torch.relu(self.layer_norm(self.hidden(state.float()))))
+
+    def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
+        """Maps the detached states (one [B, C] a stage) to a distribution over paths."""
+        logits = self.stage_logits(1, states[0])
+        return split_logits(self.space, logits)
+
+
+def split_logits(space: DecisionSpace, logits: Tensor) -> PolicyDistribution:
+    """Splits [B, num_switches + J] logits into the two kinds of decision."""
+    return PolicyDistribution(space, logits[:, : space.num_switches], logits[:, space.num_switches :])
+
+
+def initial_bias(space: DecisionSpace, initial_keep: float) -> Tensor:
+    """Returns [num_switches + J] biases that give every switch and the keep-all strategy ``initial_keep``."""
+    bias = torch.full((space.num_switches + len(space.token_strategies),), math.log(initial_keep / (1 - initial_keep)))
+    others = len(space.token_strategies) - 1
+    bias[space.num_switches :] = 0.0
+    if others:
+        bias[space.num_switches] = math.log(initial_keep / (1 - initial_keep) * others)
+    return bias
+
+
+class LayerwisePolicyNetwork(Float32Module):
+    """Decides each encoder layer from the output of the layer before it (Table 11).
+
+    Choice: token strategy and encoder layer 2 are decided from layer 1's output, encoder layer l from layer l - 1's,
+    and the whole decoder from the last encoder layer's output: a decoder decision must not change between time steps.
+
+    Args: as :class:`PolicyNetwork`.
+    """
+
+    def __init__(self, input_size: int, space: DecisionSpace, hidden_size: int = 0, initial_keep: float = 0.95):
+        super().__init__()
+        self.space = space
+        self.networks = nn.ModuleList(
+            PolicyNetwork(input_size, space, hidden_size, initial_keep) for _ in range(space.encoder_layers)
+        )
+
+    @property
+    def stages(self) -> Tuple[int, ...]:
+        """Encoder layers (from 1) after which the policy is asked: all of them."""
+        return tuple(range(1, self.space.encoder_layers + 1))
+
+    def reset_parameters(self) -> None:
+        """Makes a fresh policy."""
+        for network in self.networks:
+            network.reset_parameters()
+
+    def stage_of_output(self) -> List[int]:
+        """Lists for every policy output the stage that decides it."""
+        last = self.space.encoder_layers
+        stages = [layer if site.startswith("encoder") else last for site, layer in self.space.switches]
+        return stages + [1] * len(self.space.token_strategies)
+
+    def stage_logits(self, stage: int, state: Tensor) -> Tensor:
+        """Returns [B, num_switches + J] logits; only the outputs of this stage count."""
+        return self.networks[stage - 1].stage_logits(stage, state)
+
+    def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
+        """Maps the detached states (one [B, C] a stage) to a distribution over paths."""
+        stages = self.stage_of_output()
+        every = torch.stack([self.stage_logits(i + 1, state) for i, state in enumerate(states)])  # [stages, B, outputs]
+        columns = [every[stage - 1, :, output] for output, stage in enumerate(stages)]
+        return split_logits(self.space, torch.stack(columns, dim=1))
+
+
+class RandomPolicy(nn.Module):
+    """Skips at random with one keep-probability everywhere: the control of Table 8.
+
+    Choice: an example's draw depends on its source tokens and the seed only, so it neither changes with the batch
+    nor from run to run.
+
+    Args:
+        space: the decision space.
+        keep_probability: of every switch and of the keep-all token strategy; the others share the rest.
+        seed: another seed gives other draws.
+    """
+
+    def __init__(self, space: DecisionSpace, keep_probability: float, seed: int = 1):
+        super().__init__()
+        if not 0 <= keep_probability <= 1:
+            raise ValueError(f"keep-probability {keep_probability} of the random policy is not in 0..1")
+        self.space = space
+        self.keep_probability = keep_probability
+        self.seed = seed
+
+    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
+        """Draws a path per example.
+
+        Args:
+            src_tokens: LongTensor [B, S].
+            padding_mask: BoolTensor [B, S], True = padding.
+        """
+        count = self.space.num_switches + 2
+        digest = hash_tokens(src_tokens, padding_mask, self.seed).unsqueeze(1)  # [B, 1]
+        uniform = scramble(digest + torch.arange(1, count + 1, device=digest.device) * 7919)  # [B, count]
+        keep = uniform[:, : self.space.num_switches] < self.keep_probability
+        others = len(self.space.token_strategies) - 1
+        choice = (1 + uniform[:, -1] * others).long().clamp(max=others)
+        choice = choice.masked_fill(uniform[:, -2] < self.keep_probability, 0)
+        return self.space.to_decisions(keep, choice)
+
+
+def hash_tokens(src_tokens: Tensor, padding_mask: Tensor, seed: int) -> Tensor:
+    """Hashes each source, padding left out, to LongTensor [B] in [0, 2^31)."""
+    position = (~padding_mask).cumsum(dim=1)
+    mixed = ((src_tokens + 1) * 2654435761 + position * 40503 + seed * 69069) % 2147483647
+    mixed = (mixed * 48271) % 2147483647
+    return mixed.masked_fill(padding_mask, 0).sum(dim=1) % 2147483647
+
+
+def scramble(values: Tensor) -> Tensor:
+    """Maps integers to uniform numbers in [0, 1) by three rounds of multiply and xor-shift."""
+    for multiplier in (0x45D9F3B, 0x119DE1F3, 0x2C1B3C6D):
+        values = ((values ^ (values >> 16)) * multiplier) % 4294967296
+    return values.double() / 4294967296

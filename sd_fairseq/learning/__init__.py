@@ -1,0 +1,1 @@
+"""How the policy learns: gradient estimates, the multiplier between quality and cost, the update."""

@@ -1,0 +1,103 @@
+"""The multiplier between quality and computation (section 3.3, Eq. 6-7).
+
+Both objectives are costs to minimise: q = mean token NLL of an example, f = relative FLOPs.
+
+Choice: Eq. 7 is printed with its two objectives swapped (v = grad_q + lambda grad_f with phi = q - c). That rule
+lowers FLOPs faster the worse the quality is, and q = c repels it. The prose ("quality first") and the method it
+cites (dynamic barrier gradient descent, Gong, Liu, Liu, NeurIPS 2021) give
+
+    v = grad_f + lambda grad_q,   lambda = max((phi - grad_f . grad_q) / |grad_q|^2, 0),
+
+which is what all modes below use, except ``as-printed`` (kept for comparison) and ``budget`` (its sensible reading:
+the user gives a FLOPs target and quality is minimised subject to it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MODES = ("constrained", "lexicographic", "barrier", "budget", "as-printed", "fixed")
+
+
+@dataclass(frozen=True)
+class MultiplierRule:
+    """How the multiplier is found.
+
+    Args:
+        mode: one of :data:`MODES`.
+        alpha: rate at which a violation is worked off (phi = alpha * violation).
+        beta: share of |grad_q|^2 that lexicographic descent insists on.
+        floor, ceiling: limits of the multiplier.
+        fixed_weight: weight of FLOPs against quality in mode ``fixed`` (Table 8: 0.2, 1.0, 1.5).
+    """
+
+    mode: str = "constrained"
+    alpha: float = 1.0
+    beta: float = 1.0
+    floor: float = 0.0
+    ceiling: float = 20.0
+    fixed_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r} is not one of {', '.join(MODES)}")
+        if not 0 <= self.floor <= self.ceiling:
+            raise ValueError(f"multiplier limits {self.floor}..{self.ceiling} are not 0 <= floor <= ceiling")
+        if self.alpha <= 0 or self.beta <= 0 or self.fixed_weight <= 0:
+            raise ValueError(
+                f"alpha {self.alpha}, beta {self.beta} and fixed weight {self.fixed_weight} must all be positive"
+            )
+
+    @property
+    def constrains_flops(self) -> bool:
+        """True where FLOPs are the constraint and quality the objective."""
+        return self.mode in ("budget", "as-printed")
+
+
+def lexicographic_multiplier(grad_dot: Tensor, grad_sq_norm: Tensor, phi: Tensor) -> Tensor:
+    """Returns max((phi - grad_dot) / grad_sq_norm, 0), the smallest lambda that meets the barrier.
+
+    Args:
+        grad_dot: grad_objective . grad_constraint.
+        grad_sq_norm: |grad_constraint|^2.
+        phi: rate at which the constraint must fall (grad_constraint . v >= phi).
+    """
+    return ((phi - grad_dot) / grad_sq_norm.clamp(min=1e-20)).clamp(min=0.0)
+
+
+def find_multiplier(rule: MultiplierRule, grad_quality: Tensor, grad_flops: Tensor, violation: Tensor) -> Tensor:
+    """Finds lambda for one update.
+
+    Args:
+        rule: mode and limits.
+        grad_quality, grad_flops: flat gradients, averaged over the whole effective batch.
+        violation: scalar; q - c (nats per token), or FLOPs - target in mode ``budget``. Positive = violated.
+
+    Returns:
+        Scalar tensor in [floor, ceiling]; in mode ``fixed`` 1 / fixed_weight.
+    """
+    dot = grad_quality @ grad_flops
+    if rule.mode == "fixed":
+        return dot.new_tensor(1.0 / rule.fixed_weight)
+    if rule.constrains_flops:
+        found = lexicographic_multiplier(dot, grad_flops @ grad_flops, rule.alpha * violation)
+        return found.clamp(rule.floor, rule.ceiling)
+    sq_norm = grad_quality @ grad_quality
+    if rule.mode == "constrained":
+        phi = rule.alpha * violation
+    elif rule.mode == "lexicographic":
+        phi = rule.beta * sq_norm
+    else:
+        phi = (rule.beta * sq_norm).minimum(rule.alpha * violation)
+    return lexicographic_multiplier(dot, sq_norm, phi).clamp(rule.floor, rule.ceiling)
+
+
+def update_direction(
+    rule: MultiplierRule, multiplier: Tensor, grad_quality: Tensor, grad_flops: Tensor
+) -> Tensor:
+    """Returns v; the policy's parameters move along -v."""
+    if rule.constrains_flops:
+        return grad_quality + multiplier * grad_flops
+    return grad_flops + multiplier * grad_quality

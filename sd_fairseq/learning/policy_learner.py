@@ -1,0 +1,143 @@
+"""One update of the policy from gradients of the whole effective batch (Algorithm 1, the theta half).
+
+Choice: the policy has an optimizer of its own (the paper's gamma_t) instead of a parameter group of the backbone's.
+Eq. 7 needs both averaged gradients before any step is taken, gradient clipping of the backbone must not scale them,
+and fairseq's flattening half-precision optimizers cannot hold a second learning rate. The optimizer is torch's Adam;
+its moments live in buffers, so that every checkpoint carries them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sd_fairseq.decision.policy import Float32Module
+from sd_fairseq.learning.lexicographic import MultiplierRule, find_multiplier, update_direction
+
+
+@dataclass(frozen=True)
+class PolicyGradientSums:
+    """Sums over examples, to be added over micro-batches and workers before anything is divided.
+
+    Args:
+        quality, flops: float32 [P] gradients of sum_i of the quality and of the cost objective.
+        examples: how many examples they cover.
+        violation: sum over measured examples of q - c or, for a FLOPs budget, of f - budget.
+        measured: how many examples were measured.
+    """
+
+    quality: Tensor
+    flops: Tensor
+    examples: Tensor
+    violation: Tensor
+    measured: Tensor
+
+    @classmethod
+    def zeros(cls, num_parameters: int, device: torch.device) -> "PolicyGradientSums":
+        """Returns the sums over no example."""
+        scalar = torch.zeros((), device=device)
+        vector = torch.zeros(num_parameters, device=device)
+        return cls(vector, vector.clone(), scalar, scalar.clone(), scalar.clone())
+
+    def __add__(self, other: "PolicyGradientSums") -> "PolicyGradientSums":
+        return PolicyGradientSums.unflatten(self.flatten() + other.flatten())
+
+    def flatten(self) -> Tensor:
+        """Packs everything into one float32 vector [2P + 3], for one all-reduce."""
+        scalars = torch.stack([self.examples, self.violation, self.measured]).float()
+        return torch.cat([self.quality, self.flops, scalars])
+
+    @classmethod
+    def unflatten(cls, packed: Tensor) -> "PolicyGradientSums":
+        """Undoes :meth:`flatten`."""
+        count = (packed.numel() - 3) // 2
+        return cls(packed[:count], packed[count : 2 * count], packed[-3], packed[-2], packed[-1])
+
+
+class PolicyLearner(Float32Module):
+    """The policy's optimizer state, multiplier and smoothed violation.
+
+    Args:
+        num_parameters: P of the policy.
+    """
+
+    def __init__(self, num_parameters: int):
+        super().__init__()
+        self.register_buffer("first_moment", torch.zeros(num_parameters))
+        self.register_buffer("second_moment", torch.zeros(num_parameters))
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("violation", torch.zeros(()))
+        self.register_buffer("violation_updates", torch.zeros(()))
+
+    def update(
+        self,
+        parameters: Sequence[nn.Parameter],
+        sums: PolicyGradientSums,
+        rule: MultiplierRule,
+        learning_rate: float,
+        smoothing: float,
+    ) -> Dict[str, float]:
+        """Moves the policy once.
+
+        Args:
+            parameters: the policy's, P elements in all.
+            sums: over the whole effective batch (every worker, every micro-batch).
+            rule: how lambda is found.
+            learning_rate: of the policy.
+            smoothing: decay of the violation's exponential moving average.
+
+        Returns:
+            Figures to log: multiplier, violation, gradient norms and their cosine.
+
+        Raises:
+            FloatingPointError: a gradient or the violation is not finite; nothing has been changed then.
+        """
+        packed = sums.flatten()
+        if not bool(torch.isfinite(packed).all()):
+            raise FloatingPointError("policy gradient is not finite (NaN or infinite loss); policy left unchanged")
+        quality = sums.quality / sums.examples.clamp(min=1)
+        flops = sums.flops / sums.examples.clamp(min=1)
+        if float(sums.measured) > 0:
+            self._smooth_violation(sums.violation / sums.measured, smoothing)
+        multiplier = find_multiplier(rule, quality, flops, self.violation)
+        self.multiplier.copy_(multiplier)
+        self._adam_step(parameters, update_direction(rule, multiplier, quality, flops), learning_rate)
+        norms = quality.norm() * flops.norm()
+        return {
+            "sd_multiplier": float(multiplier),
+            "sd_violation": float(self.violation),
+            "sd_grad_quality": float(quality.norm()),
+            "sd_grad_flops": float(flops.norm()),
+            "sd_grad_cosine": float(quality @ flops / norms) if float(norms) > 0 else 0.0,
+        }
+
+    def _smooth_violation(self, fresh: Tensor, smoothing: float) -> None:
+        decay = 0.0 if float(self.violation_updates) == 0 else smoothing
+        self.violation.mul_(decay).add_(fresh, alpha=1 - decay)
+        self.violation_updates.add_(1)
+
+    def _adam_step(self, parameters: Sequence[nn.Parameter], direction: Tensor, learning_rate: float) -> None:
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        start = 0
+        for parameter in parameters:
+            window = slice(start, start + parameter.numel())
+            start = window.stop
+            parameter.grad = direction[window].view_as(parameter).clone()
+            optimizer.state[parameter] = {  # views: Adam's in-place update is the buffers' update
+                "step": self.steps.detach().cpu().clone(),
+                "exp_avg": self.first_moment[window].view_as(parameter),
+                "exp_avg_sq": self.second_moment[window].view_as(parameter),
+            }
+        optimizer.step()
+        self.steps.add_(1)
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def trainable_parameters(policy: nn.Module) -> List[nn.Parameter]:
+    """Lists the parameters that a :class:`PolicyLearner` moves, in a fixed order."""
+    return list(policy.parameters())

@@ -1,0 +1,16 @@
+"""The fairseq plugin: models, criterion, tasks, scorer; everything that imports fairseq."""
+
+import sys
+
+from sd_fairseq.plugin.compatibility import prepare_environment
+from sd_fairseq.plugin.errors import install_one_line_errors
+from sd_fairseq.plugin.preflight import check_command_line
+
+install_one_line_errors()
+prepare_environment()
+check_command_line(sys.argv)
+
+import sd_fairseq.plugin.criterions.sd_policy_criterion  # noqa: E402, F401
+import sd_fairseq.plugin.models.switchable_bart  # noqa: E402, F401
+import sd_fairseq.plugin.scoring  # noqa: E402, F401
+import sd_fairseq.plugin.tasks.switchable_translation  # noqa: E402, F401

@@ -1,0 +1,290 @@
+"""``--criterion sd_policy_criterion``: trains backbone and policy together (Algorithm 1).
+
+The backbone's loss is returned to fairseq's trainer as any criterion's; the policy's gradients are summed here over
+micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
+:class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.dataclass import ChoiceEnum
+from fairseq.distributed import utils as distributed_utils
+from torch import Tensor
+
+from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
+from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
+from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
+from sd_fairseq.plugin.criterions.policy_step import (
+    Evaluator,
+    PolicyStepSettings,
+    measure_with_dropout_off,
+    policy_step,
+)
+from sd_fairseq.plugin.criterions.quality import Quality
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.decision.policy import Noise
+
+
+def option(default: Any, help_text: str) -> Any:
+    """Declares a field of a fairseq configuration."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """Options of the criterion."""
+
+    sd_mode: ChoiceEnum(list(MODES)) = option(  # type: ignore[valid-type]
+        "constrained", "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
+        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)")
+    sd_tolerance: float = option(0.05, "nats per token that quality may fall behind the dense path (constraint c)")
+    sd_flops_budget: float = option(0.7, "relative FLOPs that --sd-mode budget aims at, in (0, 1]")
+    sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
+    sd_alpha: float = option(10.0, "rate at which a violation is worked off (phi = alpha * violation)")
+    sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
+    sd_multiplier_floor: float = option(0.15, "smallest multiplier")
+    sd_multiplier_ceiling: float = option(20.0, "largest multiplier")
+    sd_policy_lr: float = option(5e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
+    sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
+    sd_constraint_temperature: float = option(
+        0.25, "temperature of the policy that the constraint is measured on; 0 = its mode path")
+    sd_constraint_interval: int = option(2, "updates between two measurements of the constraint")
+    sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
+    sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
+        "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)")
+    sd_score_function_flops: bool = option(False, "estimate the FLOPs gradient by samples as the paper does "
+                                           "(default: exact closed form)")
+    sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
+    sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
+    sd_policy_freeze_update: int = option(0, "from this update on the policy is fixed and the backbone trains on the "
+                                          "deployed path; 0 = never")
+    sd_sampling_seed: int = option(1, "seed of the sampled paths")
+
+
+@register_criterion("sd_policy_criterion", dataclass=SDPolicyCriterionConfig)
+class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Algorithm 1 as a fairseq criterion.
+
+    Args:
+        cfg: the options.
+        task: a task with :class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`.
+
+    Raises:
+        InputError: an option out of its range, or a task that never updates the policy.
+    """
+
+    def __init__(self, cfg: SDPolicyCriterionConfig, task: Any):
+        super().__init__(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
+        check_options(cfg)
+        if not hasattr(task, "updates_policies"):
+            raise InputError(
+                f"--criterion sd_policy_criterion needs --task switchable_translation, found {type(task).__name__}"
+            )
+        self.cfg = cfg
+        self.rule = multiplier_rule(cfg)
+        self.settings = PolicyStepSettings(
+            bound=cfg.sd_bound,
+            temperature=cfg.sd_constraint_temperature,
+            tolerance=cfg.sd_tolerance,
+            flops_budget=cfg.sd_flops_budget if str(cfg.sd_mode) == "budget" else None,
+            definition=str(cfg.sd_flops_definition),
+            exact_flops_gradient=not cfg.sd_score_function_flops,
+            beam=cfg.sd_cost_beam,
+            seed=cfg.sd_sampling_seed,
+        )
+        self.update = 0
+        self.pending: List[PolicyGradientSums] = []
+
+    @classmethod
+    def build_criterion(cls, cfg: SDPolicyCriterionConfig, task: Any) -> "SDPolicyCriterion":
+        """Builds the criterion."""
+        return cls(cfg, task)
+
+    def forward(self, model: Any, sample: Dict[str, Any], reduce: bool = True) -> Tuple[Tensor, Any, Dict[str, Any]]:
+        """Computes the backbone's loss and, while training, the policy's gradient sums.
+
+        Args:
+            model: the (possibly wrapped) switchable model.
+            sample: fairseq's batch.
+            reduce: must be True; per-token losses are not offered.
+
+        Returns:
+            Loss (summed over tokens), sample size, figures to log.
+
+        Raises:
+            InputError: a model without decisions, or a loss that is not finite.
+        """
+        if not hasattr(model, "space"):
+            raise InputError(f"--criterion sd_policy_criterion needs --arch switchable_bart*, found {type(model).__name__}")
+        evaluator = Evaluator(model, sample, self.padding_idx, self.eps)
+        if not model.training:
+            trained, figures = self.validate(evaluator)
+        elif model.policy_learner is None or self.policy_is_frozen():
+            trained, figures = self.train_deployed_path(evaluator)
+        else:
+            trained, figures = self.train_sampled_path(evaluator)
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        figures.update(
+            loss=trained.loss.data,
+            nll_loss=trained.nll.data,
+            ntokens=sample["ntokens"],
+            nsentences=sample["target"].size(0),
+            sample_size=sample_size,
+        )
+        return trained.loss, sample_size, figures
+
+    def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
+        """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
+        quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
+        measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
+        step = policy_step(evaluator, self.settings, self.update, measure)
+        if not self.check_finite(step.trained.loss, "sampled"):
+            return step.trained, {}
+        self.pending.append(step.sums)
+        learner = evaluator.model.policy_learner
+        figures = describe_path(evaluator.model, step.decisions, step.lengths, step.mode.per_example)
+        figures.update(
+            sd_quality_sample=step.trained.per_example.detach().sum(),
+            sd_sampled=step.lengths.source.numel(),
+            sd_multiplier=learner.multiplier.clone(),
+            sd_violation=learner.violation.clone(),
+            sd_policy_batches=1,
+        )
+        if step.dense is not None:
+            figures.update(sd_quality_dense=step.dense.per_example.sum(), sd_dense=step.lengths.source.numel())
+        return step.trained, figures
+
+    def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
+        """Trains the backbone on the mode path."""
+        trained, extra = evaluator.run(PathRequest("mode"))
+        self.check_finite(trained.loss, "deployed")
+        lengths = evaluator.lengths(self.settings.beam)
+        return trained, describe_path(evaluator.model, extra["decisions"], lengths, trained.per_example)
+
+    def validate(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
+        """Scores the deployed path (the reported loss), a sampled one and the dense one; dropout is off."""
+        deployed, extra = evaluator.run(PathRequest("mode"))
+        lengths = evaluator.lengths(self.settings.beam)
+        figures = describe_path(evaluator.model, extra["decisions"], lengths, deployed.per_example)
+        if evaluator.model.policy_learner is not None:
+            noise = Noise.for_examples(evaluator.sample["id"], self.settings.seed, evaluator.model.space)
+            sampled, dense = measure_with_dropout_off(evaluator, 1.0, noise)
+            examples = lengths.source.numel()
+            figures.update(sd_quality_sample=sampled.per_example.sum(), sd_sampled=examples)
+            figures.update(sd_quality_dense=dense.per_example.sum(), sd_dense=examples)
+        return deployed, figures
+
+    def check_finite(self, loss: Tensor, path: str) -> bool:
+        """Tells whether the loss is finite.
+
+        Under half precision a loss that is not finite is left to the loss scaler, which skips the update.
+
+        Raises:
+            InputError: not finite in float32; raised before any parameter moves.
+        """
+        if bool(torch.isfinite(loss)):
+            return True
+        if loss.dtype != torch.float32 or getattr(self.task, "uses_loss_scaling", False):
+            return False
+        raise InputError(
+            f"loss is {float(loss)} at update {self.update} on the {path} path; update refused, parameters unchanged"
+        )
+
+    def policy_is_frozen(self) -> bool:
+        """True once only the backbone learns."""
+        return 0 < self.cfg.sd_policy_freeze_update <= self.update
+
+    def backbone_is_frozen(self) -> bool:
+        """True while only the policy learns."""
+        return self.update < self.cfg.sd_policy_warmup_updates
+
+    def update_policy(self, model: Any) -> None:
+        """Averages the pending gradients over micro-batches and workers, and moves the policy once.
+
+        Every worker must call this once an update, whether it has gradients pending or not.
+        """
+        learner = getattr(model, "policy_learner", None)
+        if learner is None or self.policy_is_frozen():
+            return
+        parameters = trainable_parameters(model.encoder.policy)
+        sums = PolicyGradientSums.zeros(learner.first_moment.numel(), learner.first_moment.device)
+        for micro_batch in self.pending:
+            sums = sums + micro_batch
+        self.pending = []
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            packed = sums.flatten()
+            distributed_utils.all_reduce(packed, group=distributed_utils.get_data_parallel_group())
+            sums = PolicyGradientSums.unflatten(packed)
+        if float(sums.examples) > 0:
+            cfg = self.cfg
+            learner.update(parameters, sums, self.rule, cfg.sd_policy_lr, cfg.sd_violation_smoothing)
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Logs fairseq's usual figures and the policy's."""
+        super().reduce_metrics(logging_outputs)
+        reduce_policy_metrics(logging_outputs)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """All figures are sums."""
+        return True
+
+
+def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
+    """Builds the rule that finds the multiplier.
+
+    Raises:
+        InputError: limits out of order.
+    """
+    try:
+        return MultiplierRule(
+            mode=str(cfg.sd_mode),
+            alpha=cfg.sd_alpha,
+            beta=cfg.sd_beta,
+            floor=cfg.sd_multiplier_floor,
+            ceiling=cfg.sd_multiplier_ceiling,
+            fixed_weight=cfg.sd_fixed_weight,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_options(cfg: SDPolicyCriterionConfig) -> None:
+    """Refuses options out of their range.
+
+    Raises:
+        InputError: naming the option, what was found and what is expected.
+    """
+    checks: List[Tuple[str, bool, str]] = [
+        ("sd_tolerance", cfg.sd_tolerance >= 0, "0 or more (nats per token)"),
+        ("sd_flops_budget", 0 < cfg.sd_flops_budget <= 1, "in (0, 1]"),
+        ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
+        ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
+        ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
+        ("sd_violation_smoothing", 0 <= cfg.sd_violation_smoothing < 1, "in [0, 1)"),
+        ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
+        ("sd_cost_beam", cfg.sd_cost_beam >= 1, "1 or more"),
+        ("sd_policy_warmup_updates", cfg.sd_policy_warmup_updates >= 0, "0 or more"),
+        ("sd_policy_freeze_update", cfg.sd_policy_freeze_update >= 0, "0 or more"),
+    ]
+    wrong: Optional[Tuple[str, bool, str]] = next((check for check in checks if not check[1]), None)
+    if wrong is not None:
+        flag = "--" + wrong[0].replace("_", "-")
+        raise InputError(f"{flag} {getattr(cfg, wrong[0])} is not {wrong[2]}")
+    if 0 < cfg.sd_policy_freeze_update <= cfg.sd_policy_warmup_updates:
+        raise InputError(
+            f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is not after "
+            f"--sd-policy-warmup-updates {cfg.sd_policy_warmup_updates}: nothing would train the policy and w together"
+        )

@@ -1,0 +1,132 @@
+"""The ``--sd-*`` options of the model: what may be skipped, and who decides."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Optional
+
+from torch import nn
+
+from sd_fairseq.cost.path_flops import ModelShape
+from sd_fairseq.decision.decisions import DecisionSpace
+from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork, RandomPolicy
+from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
+from sd_fairseq.plugin.errors import InputError
+
+POLICIES = ("network", "layerwise", "random", "dense")
+DEFAULTS = {
+    "sd_space": "encoder,decoder,token",
+    "sd_first_encoder_layer": 2,
+    "sd_first_decoder_layer": 1,
+    "sd_always_run_attention": -1,
+    "sd_cross_attention_apart": False,
+    "sd_policy": "network",
+    "sd_policy_hidden_size": 0,
+    "sd_initial_keep": 0.95,
+    "sd_random_keep": 0.7,
+    "sd_random_seed": 1,
+    "sd_skip_keeps_layer_norm": False,
+}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the model's options; defaults stand in :data:`DEFAULTS`, as fairseq's architectures need it."""
+    add = parser.add_argument
+    add("--sd-space", metavar="PARTS", help="switchable parts, comma-separated: encoder,decoder,token (default: all; "
+        "the paper's Table 7 takes one at a time)")
+    add("--sd-first-encoder-layer", type=int, metavar="L", help="first switchable encoder layer, from 2 (paper: 2)")
+    add("--sd-first-decoder-layer", type=int, metavar="L", help="first switchable decoder layer, from 1 (paper: 1)")
+    add("--sd-always-run-attention", type=int, metavar="L",
+        help="decoder layer whose attention always runs, from 1; -1 = the last")
+    add("--sd-cross-attention-apart", action="store_true",
+        help="decide decoder cross-attention apart from self-attention (paper: together)")
+    add("--sd-policy", choices=POLICIES, help="who decides: network (paper), layerwise (Table 11), random (Table 8) or "
+        "dense (nothing is skipped)")
+    add("--sd-policy-hidden-size", type=int, metavar="N", help="hidden units of the policy; 0 = embedding dimension")
+    add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
+    add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
+    add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
+    add("--sd-skip-keeps-layer-norm", action="store_true",
+        help="a skipped sub-layer still applies its LayerNorm (default: identity)")
+
+
+def fill_defaults(args: Any) -> None:
+    """Gives every option that ``args`` lacks (a plain BART checkpoint, say) its default."""
+    for name, value in DEFAULTS.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+def decision_space(args: Any) -> DecisionSpace:
+    """Builds the decision space.
+
+    Raises:
+        InputError: a contradictory or unknown option.
+    """
+    strategies: Optional[str] = getattr(args, "sd_token_strategies", None)
+    try:
+        return DecisionSpace.build(
+            encoder_layers=args.encoder_layers,
+            decoder_layers=args.decoder_layers,
+            parts=[part.strip() for part in args.sd_space.split(",") if part.strip()],
+            first_encoder_layer=args.sd_first_encoder_layer,
+            first_decoder_layer=args.sd_first_decoder_layer,
+            always_run_attention=args.sd_always_run_attention,
+            cross_attention_apart=args.sd_cross_attention_apart,
+            token_strategies=strategies or DEFAULT_TOKEN_STRATEGIES,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
+    """Builds who decides; None = always dense.
+
+    Raises:
+        InputError: an impossible option.
+    """
+    try:
+        if args.sd_policy == "dense":
+            return None
+        if args.sd_policy == "random":
+            return RandomPolicy(space, args.sd_random_keep, args.sd_random_seed)
+        network = {"network": PolicyNetwork, "layerwise": LayerwisePolicyNetwork}.get(args.sd_policy)
+        if network is None:
+            raise ValueError(f"policy {args.sd_policy!r} is not one of {', '.join(POLICIES)}")
+        return network(args.encoder_embed_dim, space, args.sd_policy_hidden_size, args.sd_initial_keep)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_supported(args: Any) -> None:
+    """Refuses the transformer options that skipping does not support.
+
+    Raises:
+        InputError: naming the first such option.
+    """
+    refused = {
+        "encoder_layerdrop": "--encoder-layerdrop drops layers that the policy decides about",
+        "decoder_layerdrop": "--decoder-layerdrop drops layers that the policy decides about",
+        "cross_self_attention": "--cross-self-attention merges the two attentions of a decoder layer",
+        "no_cross_attention": "--no-cross-attention leaves a decoder that cannot see its source",
+        "scale_attn": "--scale-attn", "scale_heads": "--scale-heads", "scale_fc": "--scale-fc",
+        "scale_resids": "--scale-resids", "base_layers": "--base-layers",
+        "adaptive_softmax_cutoff": "--adaptive-softmax-cutoff",
+    }
+    for name, reason in refused.items():
+        if getattr(args, name, None):
+            raise InputError(f"switchable_bart does not support {reason} (found {name}={getattr(args, name)!r})")
+
+
+def model_shape(args: Any, vocabulary: int, policy: Optional[nn.Module]) -> ModelShape:
+    """Collects the dimensions that the closed-form costs need."""
+    networks = len(getattr(policy, "stages", ()))
+    return ModelShape(
+        encoder_dim=args.encoder_embed_dim,
+        decoder_dim=args.decoder_embed_dim,
+        encoder_ffn_dim=args.encoder_ffn_embed_dim,
+        decoder_ffn_dim=args.decoder_ffn_embed_dim,
+        vocabulary=vocabulary,
+        policy_hidden=getattr(args, "sd_policy_hidden_size", 0) or args.encoder_embed_dim,
+        policy_networks=networks,
+    )

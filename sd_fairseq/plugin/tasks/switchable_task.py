@@ -1,0 +1,136 @@
+"""What every fairseq task needs for switchable models: policy updates, whole test sets, n-gram blocking, a trace."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, List, Optional
+
+import torch
+from fairseq.data import FairseqDataset
+
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
+
+
+class SwitchableTaskMixin:
+    """Put before a fairseq task's class; see ``switchable_translation``."""
+
+    updates_policies = True
+    policy_criterion: Optional[Any] = None
+    trace_recorder: Optional[TraceRecorder] = None
+
+    def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Builds the criterion and remembers the one that has a policy to update."""
+        criterion = super().build_criterion(cfg, *args, **kwargs)  # type: ignore[misc]
+        self.policy_criterion = criterion if hasattr(criterion, "update_policy") else None
+        return criterion
+
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False, **extra
+    ) -> Any:
+        """As fairseq's; a batch that only fills up a worker's share leaves no policy gradient behind."""
+        policy_criterion = self.policy_criterion
+        if policy_criterion is not None:
+            policy_criterion.update = update_num
+            self.uses_loss_scaling = hasattr(optimizer, "scaler")
+        pending = 0 if policy_criterion is None else len(policy_criterion.pending)
+        result = super().train_step(  # type: ignore[misc]
+            sample, model, criterion, optimizer, update_num, ignore_grad, **extra
+        )
+        if ignore_grad and policy_criterion is not None:
+            del policy_criterion.pending[pending:]
+        return result
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Moves the backbone (unless only the policy learns yet), then the policy."""
+        if self.policy_criterion is None or not self.policy_criterion.backbone_is_frozen():
+            super().optimizer_step(optimizer, model, update_num)  # type: ignore[misc]
+        if self.policy_criterion is not None:
+            self.policy_criterion.update_policy(model)
+
+    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's, but an evaluation never loses the sentences of its last batch.
+
+        Raises:
+            InputError: a sentence longer than the model takes, unless such sentences are to be left out.
+        """
+        if dataset is not self.datasets.get(self._train_subset()):  # type: ignore[attr-defined]
+            kwargs["required_batch_size_multiple"] = 1
+            if not kwargs.get("ignore_invalid_inputs", False):
+                check_lengths(dataset, kwargs.get("max_positions"))
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
+        if self.trace_recorder is not None:
+            self.trace_recorder.expect(sum(len(batch) for batch in iterator.frozen_batches), kwargs)
+        return iterator
+
+    def _train_subset(self) -> str:
+        return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
+
+    def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
+        """As fairseq's, with n-gram blocking that works without its CUDA extension."""
+        generator = super().build_generator(models, args, *more, **kwargs)  # type: ignore[misc]
+        size = getattr(args, "no_repeat_ngram_size", 0) or 0
+        if size > 0 and hasattr(generator, "repeat_ngram_blocker"):
+            generator.repeat_ngram_blocker = NGramBlocker(size)
+        path = getattr(self.cfg, "sd_trace", None)  # type: ignore[attr-defined]
+        if path:
+            self.trace_recorder = self.trace_recorder or TraceRecorder(path)
+            self.trace_recorder.describe_generation(args, generator)
+        return generator
+
+    def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
+        """As fairseq's; with ``--sd-trace`` it also records decisions, lengths, FLOPs and time."""
+        if self.trace_recorder is None or not getattr(self.cfg, "sd_trace", None):  # type: ignore[attr-defined]
+            return super().inference_step(generator, models, sample, **kwargs)  # type: ignore[misc]
+        observed = self.trace_recorder.observe(models, sample)
+        synchronize(sample)
+        started = time.perf_counter()
+        hypotheses = super().inference_step(generator, models, observed, **kwargs)  # type: ignore[misc]
+        synchronize(sample)
+        self.trace_recorder.record(models[0], observed, hypotheses, time.perf_counter() - started)
+        return hypotheses
+
+
+def synchronize(sample: Dict[str, Any]) -> None:
+    """Waits for the accelerator, so that a time is the work's."""
+    if sample["net_input"]["src_tokens"].is_cuda:
+        torch.cuda.synchronize()
+
+
+def check_lengths(dataset: Any, max_positions: Any) -> None:
+    """Refuses a data set with a sentence longer than the model takes.
+
+    Args:
+        dataset: a pair data set with ``src_sizes`` and ``tgt_sizes``.
+        max_positions: (source, target) limits, or None.
+
+    Raises:
+        InputError: naming the first such sentence, its length and the limit.
+    """
+    if not isinstance(max_positions, (tuple, list)):
+        return
+    for name, limit in zip(("src", "tgt"), max_positions):
+        sizes = getattr(dataset, f"{name}_sizes", None)
+        if sizes is None or limit is None:
+            continue
+        too_long = (sizes > limit).nonzero()[0]
+        if too_long.size:
+            index = int(too_long[0])
+            side = "source" if name == "src" else "target"
+            raise InputError(
+                f"{side} of sentence {index} has {int(sizes[index])} tokens, the model takes {int(limit)}; use "
+                f"--truncate-source or --skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
+            )
+
+
+def check_not_empty(dataset: Any, split: str) -> None:
+    """Refuses a data set with an empty source line (only an end-of-sentence symbol).
+
+    Raises:
+        InputError: naming the split and the first such line, from 1.
+    """
+    sizes = getattr(dataset, "src_sizes", None)
+    empty = (sizes <= 1).nonzero()[0] if sizes is not None else []
+    if len(empty):
+        raise InputError(f"source line {int(empty[0]) + 1} of {split!r} is empty ({len(empty)} such lines)")

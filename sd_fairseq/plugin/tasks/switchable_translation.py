@@ -1,0 +1,62 @@
+"""``--task switchable_translation``: fairseq's translation task for switchable models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
+
+
+@dataclass
+class SwitchableTranslationConfig(TranslationConfig):
+    """Translation's options and our own."""
+
+    sd_token_strategies: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "token strategies to choose from, comma-separated: keep first, then last:PERCENT and "
+            f"uniform:PERCENT (default and paper: {DEFAULT_TOKEN_STRATEGIES})"
+        },
+    )
+    sd_trace: Optional[str] = field(
+        default=None,
+        metadata={"help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"},
+    )
+
+
+@register_task("switchable_translation", dataclass=SwitchableTranslationConfig)
+class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
+    """Translation with per-input decisions.
+
+    Args:
+        cfg: the options.
+        src_dict, tgt_dict: fairseq dictionaries.
+    """
+
+    cfg: SwitchableTranslationConfig
+
+    @classmethod
+    def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":
+        """Checks the options, then loads the dictionaries as translation does."""
+        try:
+            parse_token_strategies(cfg.sd_token_strategies or DEFAULT_TOKEN_STRATEGIES)
+        except ValueError as error:
+            raise InputError(f"--sd-token-strategies: {error}") from error
+        return super().setup_task(cfg, **kwargs)
+
+    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+        """Loads a split; refuses empty source lines."""
+        super().load_dataset(split, *args, **kwargs)
+        check_not_empty(self.datasets[split], split)
+
+    def build_dataset_for_inference(self, src_tokens: Any, src_lengths: Any, constraints: Any = None) -> Any:
+        """As translation's; refuses empty lines."""
+        dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
+        check_not_empty(dataset, "input")
+        return dataset

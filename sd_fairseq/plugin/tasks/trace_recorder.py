@@ -1,0 +1,126 @@
+"""Collects the decision trace of a generation: one record a sentence, written when the last one is done."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import torch
+
+from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_flops
+from sd_fairseq.decision.decisions import Decisions, DecisionSpace
+from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
+from sd_fairseq.decision.trace import TraceRecord, write_trace
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.options import model_shape
+
+
+class TraceRecorder:
+    """Records what a generation decided, executed and took.
+
+    Args:
+        path: file to write, JSON lines.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.records: List[TraceRecord] = []
+        self.expected = 0
+        self.generation = ""
+        self.beam = 1
+
+    def describe_generation(self, args: Any, generator: Any) -> None:
+        """Notes the search's options, the part of every score's signature."""
+        self.beam = getattr(generator, "beam_size", 1)
+        fields = {
+            "beam": self.beam,
+            "lenpen": getattr(args, "lenpen", 1),
+            "nrng": getattr(args, "no_repeat_ngram_size", 0),
+            "minlen": getattr(args, "min_len", 1),
+            "maxlen": f"{getattr(args, 'max_len_a', 0)}x+{getattr(args, 'max_len_b', 200)}",
+        }
+        self.generation = "|".join(f"{key}:{value}" for key, value in fields.items())
+
+    def expect(self, sentences: int, iterator_options: Dict[str, Any]) -> None:
+        """Notes how many more sentences are to come (this shard's share of them)."""
+        shards = iterator_options.get("num_shards", 1) or 1
+        if shards > 1:
+            raise InputError("--sd-trace with several shards: give every shard its own file and --num-shards 1 data")
+        self.expected = len(self.records) + sentences
+
+    def observe(self, models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
+        """Returns the batch with a place for the encoder to leave its decisions.
+
+        Raises:
+            InputError: an ensemble, whose members decide differently.
+        """
+        if len(models) > 1:
+            raise InputError(f"--sd-trace records one model's decisions, found an ensemble of {len(models)}")
+        if not hasattr(models[0], "space"):
+            return sample
+        return {**sample, "net_input": {**sample["net_input"], "decision_log": []}}
+
+    def record(self, model: Any, sample: Dict[str, Any], hypotheses: List[List[dict]], seconds: float) -> None:
+        """Adds a batch's records; writes the file when all expected sentences are in.
+
+        Args:
+            model: the model that generated.
+            sample: what :meth:`observe` returned.
+            hypotheses: fairseq's finalized hypotheses, best first, of each sentence.
+            seconds: time of the batch.
+        """
+        src_tokens = sample["net_input"]["src_tokens"].cpu()
+        padding = model.encoder.padding_idx
+        batch_size = src_tokens.size(0)
+        space, shape = space_and_shape(model)
+        log = sample["net_input"].get("decision_log")
+        decisions = log[0].to(torch.device("cpu")) if log else space.keep_all(batch_size, torch.device("cpu"))
+        # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
+        steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
+        lengths = Lengths(src_tokens.ne(padding).sum(dim=1), steps, self.beam)
+        self.records += describe_batch(space, shape, decisions, lengths, sample["id"].tolist(), hypotheses, {
+            "beam": self.beam,
+            "seconds": seconds / batch_size,
+            "generation": self.generation,
+            "model": getattr(model.args, "arch", type(model).__name__),
+        })
+        if self.expected and len(self.records) >= self.expected:
+            write_trace(self.path, sorted(self.records, key=lambda record: record.id))
+
+
+def describe_batch(
+    space: DecisionSpace,
+    shape: ModelShape,
+    decisions: Decisions,
+    lengths: Lengths,
+    ids: List[int],
+    hypotheses: List[List[dict]],
+    common: Dict[str, Any],
+) -> List[TraceRecord]:
+    """Makes one record an example; arguments as in :class:`TraceRecorder`, all on the CPU."""
+    kept = count_kept_tokens(lengths.source, space.token_strategies).gather(1, decisions.token_choice.unsqueeze(1))
+    flops = {}
+    for definition in ("generation", "paper"):
+        flops[f"flops_{definition}"] = path_flops(definition, shape, space, decisions, lengths).tolist()
+        flops[f"flops_{definition}_dense"] = dense_flops(definition, shape, space, lengths).tolist()
+    records = []
+    for row, identity in enumerate(ids):
+        records.append(TraceRecord(
+            id=identity,
+            source_tokens=int(lengths.source[row]),
+            kept_source_tokens=int(kept[row, 0]),
+            target_tokens=len(hypotheses[row][0]["tokens"]),
+            decoder_steps=int(lengths.target[row]),
+            **space.describe(decisions, row),
+            **{name: int(values[row]) for name, values in flops.items()},
+            **common,
+        ))
+    return records
+
+
+def space_and_shape(model: Any) -> Tuple[DecisionSpace, ModelShape]:
+    """Returns a model's decision space and dimensions; a plain BART has nothing to switch and no policy."""
+    if hasattr(model, "space"):
+        return model.space, model.shape
+    args = model.args
+    space = DecisionSpace(args.encoder_layers, args.decoder_layers, (), parse_token_strategies("keep"))
+    return space, model_shape(args, len(model.decoder.dictionary), None)
