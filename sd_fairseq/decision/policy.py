@@ -183,6 +183,15 @@ def initial_bias(space: DecisionSpace, initial_keep: float) -> Tensor:
     return bias
 
 
+def uniform_distribution(space: DecisionSpace, keep_probability: float, batch_size: int) -> PolicyDistribution:
+    """Returns the distribution that :class:`RandomPolicy` draws from, for ``batch_size`` examples."""
+    others = len(space.token_strategies) - 1
+    tokens = torch.full((len(space.token_strategies),), (1 - keep_probability) / max(others, 1))
+    tokens[0] = keep_probability if others else 1.0
+    keep = torch.logit(torch.full((batch_size, space.num_switches), float(keep_probability)), eps=1e-7)
+    return PolicyDistribution(space, keep, torch.log(tokens.clamp(min=1e-12)).expand(batch_size, -1))
+
+
 class LayerwisePolicyNetwork(Float32Module):
     """Decides each encoder layer from the output of the layer before it (Table 11).
 

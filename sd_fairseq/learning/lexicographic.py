@@ -94,9 +94,7 @@ def find_multiplier(rule: MultiplierRule, grad_quality: Tensor, grad_flops: Tens
     return lexicographic_multiplier(dot, sq_norm, phi).clamp(rule.floor, rule.ceiling)
 
 
-def update_direction(
-    rule: MultiplierRule, multiplier: Tensor, grad_quality: Tensor, grad_flops: Tensor
-) -> Tensor:
+def update_direction(rule: MultiplierRule, multiplier: Tensor, grad_quality: Tensor, grad_flops: Tensor) -> Tensor:
     """Returns v; the policy's parameters move along -v."""
     if rule.constrains_flops:
         return grad_quality + multiplier * grad_flops

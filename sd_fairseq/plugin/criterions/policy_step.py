@@ -131,7 +131,9 @@ def policy_step(
         distribution = policy(extra["policy_states"])
         log_prob = distribution.bounded(settings.bound).log_prob(extra["decisions"])
         quality = flat_gradient(score_function_objective(advantage, log_prob), parameters, retain_graph=True)
-        cost = flops_objective(distribution, log_prob, extra["decisions"], mode_decisions, model.shape, lengths, settings)
+        cost = flops_objective(
+            distribution, log_prob, extra["decisions"], mode_decisions, model.shape, lengths, settings
+        )
         flops = flat_gradient(cost, parameters)
     violation, measured = constraint_sums(settings, distribution, model.shape, lengths, constrained, dense)
     examples = torch.tensor(float(ids.numel()), device=quality.device)

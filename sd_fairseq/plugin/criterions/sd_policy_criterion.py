@@ -5,8 +5,6 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 :class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
@@ -21,6 +19,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from sd_fairseq.decision.policy import Noise
 from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
@@ -33,7 +32,6 @@ from sd_fairseq.plugin.criterions.policy_step import (
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-from sd_fairseq.decision.policy import Noise
 
 
 def option(default: Any, help_text: str) -> Any:
@@ -46,8 +44,10 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """Options of the criterion."""
 
     sd_mode: ChoiceEnum(list(MODES)) = option(  # type: ignore[valid-type]
-        "constrained", "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
-        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)")
+        "constrained",
+        "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
+        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)",
+    )
     sd_tolerance: float = option(0.05, "nats per token that quality may fall behind the dense path (constraint c)")
     sd_flops_budget: float = option(0.7, "relative FLOPs that --sd-mode budget aims at, in (0, 1]")
     sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
@@ -58,17 +58,21 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_policy_lr: float = option(5e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
     sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
     sd_constraint_temperature: float = option(
-        0.25, "temperature of the policy that the constraint is measured on; 0 = its mode path")
+        0.25, "temperature of the policy that the constraint is measured on; 0 = its mode path"
+    )
     sd_constraint_interval: int = option(2, "updates between two measurements of the constraint")
     sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
     sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
-        "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)")
-    sd_score_function_flops: bool = option(False, "estimate the FLOPs gradient by samples as the paper does "
-                                           "(default: exact closed form)")
+        "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
+    )
+    sd_score_function_flops: bool = option(
+        False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
+    )
     sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
     sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
-    sd_policy_freeze_update: int = option(0, "from this update on the policy is fixed and the backbone trains on the "
-                                          "deployed path; 0 = never")
+    sd_policy_freeze_update: int = option(
+        0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
+    )
     sd_sampling_seed: int = option(1, "seed of the sampled paths")
 
 
@@ -126,7 +130,9 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             InputError: a model without decisions, or a loss that is not finite.
         """
         if not hasattr(model, "space"):
-            raise InputError(f"--criterion sd_policy_criterion needs --arch switchable_bart*, found {type(model).__name__}")
+            raise InputError(
+                f"--criterion sd_policy_criterion needs --arch switchable_bart*, found {type(model).__name__}"
+            )
         evaluator = Evaluator(model, sample, self.padding_idx, self.eps)
         if not model.training:
             trained, figures = self.validate(evaluator)

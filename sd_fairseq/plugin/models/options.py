@@ -32,22 +32,39 @@ DEFAULTS = {
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the model's options; defaults stand in :data:`DEFAULTS`, as fairseq's architectures need it."""
     add = parser.add_argument
-    add("--sd-space", metavar="PARTS", help="switchable parts, comma-separated: encoder,decoder,token (default: all; "
-        "the paper's Table 7 takes one at a time)")
+    add(
+        "--sd-space",
+        metavar="PARTS",
+        help="switchable parts, comma-separated: encoder,decoder,token (default: all; "
+        "the paper's Table 7 takes one at a time)",
+    )
     add("--sd-first-encoder-layer", type=int, metavar="L", help="first switchable encoder layer, from 2 (paper: 2)")
     add("--sd-first-decoder-layer", type=int, metavar="L", help="first switchable decoder layer, from 1 (paper: 1)")
-    add("--sd-always-run-attention", type=int, metavar="L",
-        help="decoder layer whose attention always runs, from 1; -1 = the last")
-    add("--sd-cross-attention-apart", action="store_true",
-        help="decide decoder cross-attention apart from self-attention (paper: together)")
-    add("--sd-policy", choices=POLICIES, help="who decides: network (paper), layerwise (Table 11), random (Table 8) or "
-        "dense (nothing is skipped)")
+    add(
+        "--sd-always-run-attention",
+        type=int,
+        metavar="L",
+        help="decoder layer whose attention always runs, from 1; -1 = the last",
+    )
+    add(
+        "--sd-cross-attention-apart",
+        action="store_true",
+        help="decide decoder cross-attention apart from self-attention (paper: together)",
+    )
+    add(
+        "--sd-policy",
+        choices=POLICIES,
+        help="who decides: network (paper), layerwise (Table 11), random (Table 8) or dense (nothing is skipped)",
+    )
     add("--sd-policy-hidden-size", type=int, metavar="N", help="hidden units of the policy; 0 = embedding dimension")
     add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
     add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
-    add("--sd-skip-keeps-layer-norm", action="store_true",
-        help="a skipped sub-layer still applies its LayerNorm (default: identity)")
+    add(
+        "--sd-skip-keeps-layer-norm",
+        action="store_true",
+        help="a skipped sub-layer still applies its LayerNorm (default: identity)",
+    )
 
 
 def fill_defaults(args: Any) -> None:
@@ -109,8 +126,11 @@ def check_supported(args: Any) -> None:
         "decoder_layerdrop": "--decoder-layerdrop drops layers that the policy decides about",
         "cross_self_attention": "--cross-self-attention merges the two attentions of a decoder layer",
         "no_cross_attention": "--no-cross-attention leaves a decoder that cannot see its source",
-        "scale_attn": "--scale-attn", "scale_heads": "--scale-heads", "scale_fc": "--scale-fc",
-        "scale_resids": "--scale-resids", "base_layers": "--base-layers",
+        "scale_attn": "--scale-attn",
+        "scale_heads": "--scale-heads",
+        "scale_fc": "--scale-fc",
+        "scale_resids": "--scale-resids",
+        "base_layers": "--base-layers",
         "adaptive_softmax_cutoff": "--adaptive-softmax-cutoff",
     }
     for name, reason in refused.items():

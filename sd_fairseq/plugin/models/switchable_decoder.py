@@ -27,9 +27,7 @@ class SwitchableDecoder(TransformerDecoderBase):
         attention_layer: layer (from 0) whose cross-attention is returned by default: the one that always runs.
     """
 
-    def __init__(
-        self, cfg, dictionary, embed_tokens: nn.Embedding, skip_keeps_layer_norm: bool, attention_layer: int
-    ):
+    def __init__(self, cfg, dictionary, embed_tokens: nn.Embedding, skip_keeps_layer_norm: bool, attention_layer: int):
         self.skip_keeps_layer_norm = skip_keeps_layer_norm
         super().__init__(cfg, dictionary, embed_tokens)
         self.attention_layer = attention_layer
@@ -71,9 +69,7 @@ class SwitchableDecoder(TransformerDecoderBase):
         attention: Optional[Tensor] = None
         inner_states: List[Tensor] = [x]
         for index, layer in enumerate(self.layers):
-            rows = LayerRows(
-                plan.attention_rows[index], plan.ffn_rows[index], plan.cross_sentences[index], plan.beam
-            )
+            rows = LayerRows(plan.attention_rows[index], plan.ffn_rows[index], plan.cross_sentences[index], plan.beam)
             x, weights = layer(
                 x,
                 source,
@@ -94,9 +90,7 @@ class SwitchableDecoder(TransformerDecoderBase):
             x = self.project_out_dim(x)
         return x, {"attn": [attention], "inner_states": inner_states}
 
-    def _embed(
-        self, tokens: Tensor, incremental_state: Optional[IncrementalState]
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    def _embed(self, tokens: Tensor, incremental_state: Optional[IncrementalState]) -> Tuple[Tensor, Optional[Tensor]]:
         """Embeds [R, T] tokens (the last one only in a search): [T, R, C] and their padding mask or None."""
         positions = None
         if self.embed_positions is not None:

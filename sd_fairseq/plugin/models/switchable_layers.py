@@ -197,7 +197,9 @@ class SwitchableDecoderLayer(TransformerDecoderLayerBase):
         x = self.encoder_attn_layer_norm(x) if self.normalize_before else x
         steps, kept, dim = x.size()
         beam = rows.beam
-        query = x if beam == 1 else x.view(steps, kept // beam, beam, dim).transpose(1, 2).reshape(-1, kept // beam, dim)
+        query = (
+            x if beam == 1 else x.view(steps, kept // beam, beam, dim).transpose(1, 2).reshape(-1, kept // beam, dim)
+        )
         cached = incremental_state is not None and bool(self.encoder_attn._get_input_buffer(incremental_state))
         key = None if cached else select_rows(encoder_out, rows.cross, dim=1)
         x, weights = self.encoder_attn(

@@ -27,7 +27,14 @@ class SwitchableTaskMixin:
         return criterion
 
     def train_step(
-        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False, **extra
+        self,
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra,
     ) -> Any:
         """As fairseq's; a batch that only fills up a worker's share leaves no policy gradient behind."""
         policy_criterion = self.policy_criterion

@@ -1,7 +1,5 @@
 """``--task switchable_translation``: fairseq's translation task for switchable models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -26,7 +24,9 @@ class SwitchableTranslationConfig(TranslationConfig):
     )
     sd_trace: Optional[str] = field(
         default=None,
-        metadata={"help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"},
+        metadata={
+            "help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"
+        },
     )
 
 

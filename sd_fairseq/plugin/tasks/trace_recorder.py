@@ -77,12 +77,20 @@ class TraceRecorder:
         # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
         steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
         lengths = Lengths(src_tokens.ne(padding).sum(dim=1), steps, self.beam)
-        self.records += describe_batch(space, shape, decisions, lengths, sample["id"].tolist(), hypotheses, {
-            "beam": self.beam,
-            "seconds": seconds / batch_size,
-            "generation": self.generation,
-            "model": getattr(model.args, "arch", type(model).__name__),
-        })
+        self.records += describe_batch(
+            space,
+            shape,
+            decisions,
+            lengths,
+            sample["id"].tolist(),
+            hypotheses,
+            {
+                "beam": self.beam,
+                "seconds": seconds / batch_size,
+                "generation": self.generation,
+                "model": getattr(model.args, "arch", type(model).__name__),
+            },
+        )
         if self.expected and len(self.records) >= self.expected:
             write_trace(self.path, sorted(self.records, key=lambda record: record.id))
 
@@ -104,16 +112,18 @@ def describe_batch(
         flops[f"flops_{definition}_dense"] = dense_flops(definition, shape, space, lengths).tolist()
     records = []
     for row, identity in enumerate(ids):
-        records.append(TraceRecord(
-            id=identity,
-            source_tokens=int(lengths.source[row]),
-            kept_source_tokens=int(kept[row, 0]),
-            target_tokens=len(hypotheses[row][0]["tokens"]),
-            decoder_steps=int(lengths.target[row]),
-            **space.describe(decisions, row),
-            **{name: int(values[row]) for name, values in flops.items()},
-            **common,
-        ))
+        records.append(
+            TraceRecord(
+                id=identity,
+                source_tokens=int(lengths.source[row]),
+                kept_source_tokens=int(kept[row, 0]),
+                target_tokens=len(hypotheses[row][0]["tokens"]),
+                decoder_steps=int(lengths.target[row]),
+                **space.describe(decisions, row),
+                **{name: int(values[row]) for name, values in flops.items()},
+                **common,
+            )
+        )
     return records
 
 

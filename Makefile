@@ -1,0 +1,50 @@
+# make demo    train, generate and report on real text    make lint    ruff and mypy
+# make test    all tests                                  make clean   remove the environment and caches
+#
+# Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
+SOURCES := setup.py $(shell find sd_fairseq -name '*.py')
+
+.PHONY: demo test lint clean setup
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# fairseq 0.12.2, for Python before 3.11, needs an omegaconf whose metadata pip 24.1 no longer reads.
+# Before Python 3.10 there is no torch 2.13: setup.py's own choice is taken.
+$(VENV)/.dependencies: setup.py
+	@echo "Setting up $(VENV) with torch and fairseq (once, some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call AT_LEAST,(3, 11)) || $(PIP) install 'pip<24.1'
+	@! $(call AT_LEAST,(3, 10)) || $(PIP) install '$(TORCH)'
+	@$(PIP) install setuptools wheel '.[tests,plots]'
+	@touch $@
+
+# The installed copy follows the sources; nothing is downloaded for that.
+$(STAMP): $(VENV)/.dependencies $(SOURCES)
+	@rm -rf build
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	@rm -rf build
+	@touch $@
+
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart/run.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

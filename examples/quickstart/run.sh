@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# The quick start: a dense BART and a switchable BART on real text, side by side, on two CPU cores.
+#
+#   1. prepare     SentencePiece and fairseq-preprocess on the embedded Debian descriptions
+#   2. base        a small BART, trained by plain fairseq (--arch bart_base with small dimensions)
+#   3. dense       the base, trained on as plain BART
+#   4. switchable  the base, trained on for as many updates with --criterion sd_policy_criterion
+#   5. generate    fairseq-generate, beam 4, for dense, switchable and random decisions at equal FLOPs
+#   6. report      table, report.json and pictures
+#
+# Usage: run.sh [OUT]   (default runs/demo). BASE_UPDATES and MORE_UPDATES change the length of the training,
+# TEST_SUBSET the split that is generated (test by default), PYTHON the interpreter.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+out=${1:-runs/demo}
+python=${PYTHON:-python3}
+base_updates=${BASE_UPDATES:-800}
+more_updates=${MORE_UPDATES:-360}
+subset=${TEST_SUBSET:-test}
+seed=${SEED:-1}
+total_updates=$((base_updates + more_updates))
+mkdir -p "$out"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
+
+step() { printf '\n== %s (%d s since the start)\n' "$1" "$SECONDS"; }
+fairseq() { "$python" -m "fairseq_cli.$1" "${@:2}"; }
+
+step "prepare"
+"$python" "$here/prepare.py" --data "$here/data" --vocab-size 4000 "$out/data"
+data=$out/data/data-bin
+
+task=(--user-dir "$root/sd_fairseq" --task switchable_translation -s source -t target
+  --max-source-positions 192 --max-target-positions 64 --truncate-source)
+size=(--encoder-layers 4 --decoder-layers 4 --encoder-embed-dim 128 --decoder-embed-dim 128
+  --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --dropout 0.1 --share-all-embeddings)
+training=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 --label-smoothing 0.1
+  --max-tokens 4096 --required-batch-size-multiple 1 --seed "$seed" --cpu --num-workers 0
+  --log-format simple --log-interval 50 --no-epoch-checkpoints --save-interval 1000
+  --validate-interval 1000)
+
+train() { # NAME then fairseq-train's options; the last checkpoint is OUT/NAME/checkpoint_last.pt
+  fairseq train "$data" "${task[@]}" "${size[@]}" "${training[@]}" --save-dir "$out/$1" \
+    --tensorboard-logdir "$out/$1/tensorboard" "${@:2}" 2>"$out/$1.err" |
+    tee "$out/$1.log" | grep --line-buffered -oE 'num_updates=[0-9]+.*|valid \| .*|epoch [0-9]+ \| valid.*' |
+    cut -c1-160 || { cat "$out/$1.err" >&2; exit 1; }
+}
+
+step "train the base: $base_updates updates of plain BART (fairseq's own model and criterion)"
+train base --arch bart_base --criterion label_smoothed_cross_entropy \
+  --lr 1.5e-3 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $((base_updates * 8 / 7)) \
+  --max-update "$base_updates"
+
+continue=(--restore-file "$out/base/checkpoint_last.pt" --reset-optimizer --reset-dataloader --reset-meters
+  --reset-lr-scheduler --lr 5e-4 --lr-scheduler polynomial_decay --warmup-updates 20
+  --total-num-update "$more_updates" --max-update "$more_updates")
+
+step "train on as dense BART: $more_updates updates, $total_updates in all"
+train dense --arch bart_base --criterion label_smoothed_cross_entropy "${continue[@]}"
+
+step "train on with a policy: $more_updates updates, $total_updates in all"
+train switchable --arch switchable_bart_tiny --criterion sd_policy_criterion \
+  --sd-policy-freeze-update $((more_updates * 2 / 3)) "${continue[@]}"
+
+generate() { # NAME CHECKPOINT then fairseq-generate's options
+  fairseq generate "$data" "${task[@]}" --path "$2" --gen-subset "$subset" --beam 4 --lenpen 1.0 --max-len-b 40 \
+    --no-repeat-ngram-size 3 --max-tokens 8192 --post-process sentencepiece --scoring sd_rouge --cpu \
+    --sd-trace "$out/$1.trace.jsonl" "${@:3}" >"$out/$1.gen.part" 2>"$out/$1.gen.err" ||
+    { cat "$out/$1.gen.err" >&2; exit 1; }
+  mv "$out/$1.gen.part" "$out/$1.gen.txt"
+  tail -n 1 "$out/$1.gen.txt"
+}
+
+step "generate: dense"
+generate dense "$out/dense/checkpoint_last.pt"
+step "generate: switchable, with learned skip paths"
+generate switchable "$out/switchable/checkpoint_last.pt"
+step "generate: the switchable model under random decisions at equal FLOPs"
+keep=$("$python" -m sd_fairseq.plugin.match_random "$data" --path "$out/switchable/checkpoint_last.pt" \
+  --trace "$out/switchable.trace.jsonl")
+generate random "$out/switchable/checkpoint_last.pt" \
+  --model-overrides "{'sd_policy': 'random', 'sd_random_keep': $keep}"
+
+step "report"
+"$python" -m sd_fairseq.evaluation.report --data-name debian_descriptions --output-dir "$out" \
+  --title "Debian descriptions, $total_updates updates each, seed $seed" \
+  --dense "$out/dense.gen.txt" "$out/dense.trace.jsonl" \
+  --switchable "$out/switchable.gen.txt" "$out/switchable.trace.jsonl" \
+  --random "$out/random.gen.txt" "$out/random.trace.jsonl"
+printf '\nDone in %d s. %s/report.json, skip_heatmap.png and tradeoff.png are written.\n' "$SECONDS" "$out"

@@ -1,0 +1,1 @@
+"""What generation adds to fairseq's search."""

@@ -1,0 +1,16 @@
+"""Makes ``factories`` importable, and every test start from the same random state on one thread."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """One seed a test, so that tests pass in any order; one thread, because the models here are tiny."""
+    torch.set_num_threads(1)
+    torch.manual_seed(20240721)

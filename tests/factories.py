@@ -1,0 +1,148 @@
+"""What the tests are made of: small spaces, whole spaces enumerated, tiny models, padded batches, random decisions.
+
+fairseq is imported by the functions that need it only, so that the core's tests run without it.
+"""
+
+import argparse
+import itertools
+from types import SimpleNamespace
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from sd_fairseq.decision.decisions import Decisions, DecisionSpace
+from sd_fairseq.decision.policy import PolicyDistribution
+
+VOCABULARY = 96
+TINY_STRATEGIES = "keep,last:20,uniform:50"
+TINY_OPTIONS = {
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "max_source_positions": 64,
+    "max_target_positions": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
+
+
+class Batch(NamedTuple):
+    """A padded batch as fairseq makes them; ``sources`` are the unpadded ones."""
+
+    sources: List[Tensor]
+    src_tokens: Tensor
+    src_lengths: Tensor
+    prev_output_tokens: Tensor
+
+    @property
+    def net_input(self) -> Dict[str, Tensor]:
+        return {"src_tokens": self.src_tokens, "src_lengths": self.src_lengths}
+
+
+def build_tiny_space(**options: Any) -> DecisionSpace:
+    """2 + 2 layers and three token strategies: few enough paths to list them all."""
+    return DecisionSpace.build(2, 2, **{"token_strategies": TINY_STRATEGIES, **options})
+
+
+def enumerate_paths(space: DecisionSpace) -> Decisions:
+    """Lists every path of a (tiny) space, one a row."""
+    switches = itertools.product([False, True], repeat=space.num_switches)
+    pairs = list(itertools.product(switches, range(len(space.token_strategies))))
+    keep = torch.tensor([list(kept) for kept, _ in pairs], dtype=torch.bool).view(len(pairs), space.num_switches)
+    return space.to_decisions(keep, torch.tensor([choice for _, choice in pairs]))
+
+
+def random_distribution(space: DecisionSpace, batch_size: int = 1, dtype: torch.dtype = torch.float64):
+    """A policy with nothing special about it."""
+    keep = torch.randn(batch_size, space.num_switches, dtype=dtype)
+    return PolicyDistribution(space, keep, torch.randn(batch_size, len(space.token_strategies), dtype=dtype))
+
+
+def repeat_distribution(distribution: PolicyDistribution, count: int) -> PolicyDistribution:
+    """The same policy for ``count`` examples."""
+    keep = distribution.keep_logits.expand(count, -1)
+    return PolicyDistribution(distribution.space, keep, distribution.token_logits.expand(count, -1))
+
+
+def random_decisions(space: DecisionSpace, batch_size: int, keep_probability: float = 0.6) -> Decisions:
+    """Random paths, all token strategies alike."""
+    keep = torch.rand(batch_size, space.num_switches) < keep_probability
+    return space.to_decisions(keep, torch.randint(len(space.token_strategies), (batch_size,)))
+
+
+def pad_rows(rows: Sequence[Tensor], padding: int, side: str = "left", extra: int = 0) -> Tensor:
+    """Stacks rows of different lengths, with ``extra`` more columns of padding than needed."""
+    width = max(len(row) for row in rows) + extra
+    padded = torch.full((len(rows), width), padding)
+    for line, row in zip(padded, rows):
+        line[width - len(row) if side == "left" else 0 :][: len(row)] = row
+    return padded
+
+
+def build_dictionary(words: int = VOCABULARY):
+    """A fairseq dictionary of its four special symbols and ``words`` words."""
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    for index in range(words):
+        dictionary.add_symbol(f"w{index}")
+    return dictionary
+
+
+def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task_options: Any = None, **overrides: Any):
+    """A tiny model with weights large enough that every sub-layer shows in the output; in eval mode.
+
+    Args:
+        arch: a registered architecture; its sizes give way to :data:`TINY_OPTIONS`.
+        dictionary: fairseq dictionary; None = :func:`build_dictionary`.
+        task_options: what the task's configuration says.
+        overrides: any option of the model.
+    """
+    import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
+    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
+    dictionary = dictionary or build_dictionary()
+    args = argparse.Namespace(arch=arch, task="translation", **{**TINY_OPTIONS, **overrides})
+    ARCH_CONFIG_REGISTRY[arch](args)
+    cfg = SimpleNamespace(**(task_options or {}))
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=cfg)
+    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+    policy_parameters = {id(p) for p in model.encoder.policy.parameters()} if getattr(model.encoder, "policy", 0) else ()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and id(parameter) not in policy_parameters:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def build_switchable_twin(bart: torch.nn.Module, **overrides: Any):
+    """A switchable model with the weights of a plain BART."""
+    model = build_model(dictionary=bart.encoder.dictionary, **overrides)
+    model.load_state_dict(bart.state_dict(), strict=True)
+    return model
+
+
+def undecide(model: torch.nn.Module) -> None:
+    """Gives a policy logits around 0 that depend on the input: deployed paths are mixed then."""
+    for name, parameter in model.encoder.policy.named_parameters():
+        if name.endswith("heads.weight"):
+            torch.nn.init.normal_(parameter, std=1.0)
+        if name.endswith("heads.bias"):
+            torch.nn.init.zeros_(parameter)
+
+
+def random_batch(
+    lengths: Sequence[int] = (20, 13, 7, 17, 2, 9), target_length: int = 8, dictionary: Optional[Any] = None
+) -> Batch:
+    """Random sources of the given lengths (end-of-sentence included), left-padded, and random decoder input."""
+    dictionary = dictionary or build_dictionary()
+    first, last = dictionary.nspecial, len(dictionary)
+    ends = torch.tensor([dictionary.eos()])
+    sources = [torch.cat([torch.randint(first, last, (length - 1,)), ends]) for length in lengths]
+    previous = torch.randint(first, last, (len(sources), target_length))
+    previous[:, 0] = dictionary.eos()
+    return Batch(sources, pad_rows(sources, dictionary.pad()), torch.tensor(list(lengths)), previous)
