@@ -103,8 +103,9 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
         task_options: what the task's configuration says.
         overrides: any option of the model.
     """
-    import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
+    import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
 
     dictionary = dictionary or build_dictionary()
     args = argparse.Namespace(arch=arch, task="translation", **{**TINY_OPTIONS, **overrides})
@@ -112,10 +113,11 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     cfg = SimpleNamespace(**(task_options or {}))
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=cfg)
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
-    policy_parameters = {id(p) for p in model.encoder.policy.parameters()} if getattr(model.encoder, "policy", 0) else ()
-    for parameter in model.parameters():
-        if parameter.dim() > 1 and id(parameter) not in policy_parameters:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and not name.startswith("encoder.policy."):
             torch.nn.init.normal_(parameter, std=0.15)
+    with torch.no_grad():  # hypotheses end at different steps only if their end is probable now and then
+        model.decoder.embed_tokens.weight[dictionary.eos()] *= 2
     return model.eval()
 
 
@@ -146,3 +148,26 @@ def random_batch(
     previous = torch.randint(first, last, (len(sources), target_length))
     previous[:, 0] = dictionary.eos()
     return Batch(sources, pad_rows(sources, dictionary.pad()), torch.tensor(list(lengths)), previous)
+
+
+def along(batch: Batch, decisions: Decisions) -> Dict[str, Any]:
+    """A batch's encoder input with a given path for every example; generators pass it on to the encoder."""
+    from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+
+    return {**batch.net_input, "path": PathRequest(decisions=decisions)}
+
+
+def pick(batch: Batch, row: int) -> Batch:
+    """One example of a batch, without its padding."""
+    one = slice(row, row + 1)
+    source = batch.sources[row].unsqueeze(0)
+    return Batch([batch.sources[row]], source, batch.src_lengths[one], batch.prev_output_tokens[one])
+
+
+def generate(models: Sequence[torch.nn.Module], net_input: Dict[str, Any], beam: int, prefix_tokens=None, **options: Any):
+    """Runs fairseq's own generator; returns its hypotheses, best first, for every sentence."""
+    from fairseq.sequence_generator import SequenceGenerator
+
+    dictionary = models[0].decoder.dictionary
+    generator = SequenceGenerator(models, dictionary, beam_size=beam, **{"max_len_b": 12, **options})
+    return generator.generate(models, {"net_input": net_input}, prefix_tokens=prefix_tokens)
