@@ -117,7 +117,7 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
         if parameter.dim() > 1 and not name.startswith("encoder.policy."):
             torch.nn.init.normal_(parameter, std=0.15)
     with torch.no_grad():  # hypotheses end at different steps only if their end is probable now and then
-        model.decoder.embed_tokens.weight[dictionary.eos()] *= 2
+        model.decoder.embed_tokens.weight[dictionary.eos()] *= 4
     return model.eval()
 
 
@@ -164,7 +164,9 @@ def pick(batch: Batch, row: int) -> Batch:
     return Batch([batch.sources[row]], source, batch.src_lengths[one], batch.prev_output_tokens[one])
 
 
-def generate(models: Sequence[torch.nn.Module], net_input: Dict[str, Any], beam: int, prefix_tokens=None, **options: Any):
+def generate(
+    models: Sequence[torch.nn.Module], net_input: Dict[str, Any], beam: int, prefix_tokens=None, **options: Any
+):
     """Runs fairseq's own generator; returns its hypotheses, best first, for every sentence."""
     from fairseq.sequence_generator import SequenceGenerator
 

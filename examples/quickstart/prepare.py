@@ -3,6 +3,8 @@
 OUT/raw/SPLIT.{source,target}     one text a line       OUT/sentencepiece.model   trained on the train texts
 OUT/pieces/SPLIT.{source,target}  its pieces            OUT/dict.txt              the same vocabulary for fairseq
 OUT/data-bin                      what fairseq reads    OUT/stamp.json            made last: inputs and options by hash
+OUT/lead/{train,valid}.*          document -> its first pieces, OUT/lead-bin the same for fairseq: a warm start that
+                                  teaches a fresh model to read its source, where BART has its denoising pre-training
 """
 
 import argparse
@@ -23,7 +25,8 @@ from tqdm import tqdm
 SPLITS = ("train", "valid", "test")
 SIDES = {"source": "document", "target": "summary"}
 STAMP_NAME = "stamp.json"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+LEAD_PIECES = 16
 Pairs = List[Tuple[str, str]]
 
 
@@ -137,13 +140,30 @@ def encode_splits(processor, splits: Dict[str, Pairs], folder: str) -> None:
             write_lines(os.path.join(folder, "pieces", "{}.{}".format(name, side)), pieces)
 
 
-def binarise(folder: str) -> None:
-    """Run fairseq-preprocess with one dictionary for both sides; show its output only when it fails."""
+def write_lead(folder: str) -> None:
+    """Write the warm start's pairs: every document and its first pieces."""
+    for name in ("train", "valid"):
+        with open(os.path.join(folder, "pieces", name + ".source"), encoding="utf-8") as text:
+            documents = text.read().splitlines()
+        write_lines(os.path.join(folder, "lead", name + ".source"), documents)
+        leads = [" ".join(document.split(" ")[:LEAD_PIECES]) for document in documents]
+        write_lines(os.path.join(folder, "lead", name + ".target"), leads)
+
+
+def binarise(folder: str, texts: str, splits: Tuple[str, ...], destination: str) -> None:
+    """Run fairseq-preprocess with one dictionary for both sides; show its output only when it fails.
+
+    Args:
+        folder: holds `dict.txt`.
+        texts: folder in it, of SPLIT.source and SPLIT.target.
+        splits: names of the splits.
+        destination: folder in it to make.
+    """
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "source", "--target-lang", "target"]
-    for split in SPLITS:
-        command += ["--{}pref".format(split), os.path.join(folder, "pieces", split)]
+    for split in splits:
+        command += ["--{}pref".format(split), os.path.join(folder, texts, split)]
     command += ["--joined-dictionary", "--srcdict", os.path.join(folder, "dict.txt")]
-    command += ["--destdir", os.path.join(folder, "data-bin"), "--workers", "1"]
+    command += ["--destdir", os.path.join(folder, destination), "--workers", "1"]
     outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if outcome.returncode != 0:
         sys.stderr.write(outcome.stdout.decode("utf-8", "replace"))
@@ -175,6 +195,9 @@ def is_complete(out: str, stamp: Dict[str, object]) -> bool:
         for side in SIDES:
             names += ["{}/{}.{}".format(folder, split, side) for folder in ("raw", "pieces")]
             names += ["data-bin/{}.source-target.{}.{}".format(split, side, end) for end in ("bin", "idx")]
+            if split != "test":
+                names.append("lead/{}.{}".format(split, side))
+                names += ["lead-bin/{}.source-target.{}.{}".format(split, side, end) for end in ("bin", "idx")]
     return all(os.path.isfile(os.path.join(out, name)) for name in names)
 
 
@@ -189,7 +212,9 @@ def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object]) -> None
     processor = train_sentencepiece(texts, folder, stamp["vocab_size"], stamp["model_type"])
     encode_splits(processor, splits, folder)
     print("running fairseq-preprocess", file=sys.stderr)
-    binarise(folder)
+    binarise(folder, "pieces", SPLITS, "data-bin")
+    write_lead(folder)
+    binarise(folder, "lead", ("train", "valid"), "lead-bin")
     with open(os.path.join(folder, STAMP_NAME), "w", encoding="utf-8") as text:
         json.dump(stamp, text, indent=1)
 

@@ -2,13 +2,14 @@
 # The quick start: a dense BART and a switchable BART on real text, side by side, on two CPU cores.
 #
 #   1. prepare     SentencePiece and fairseq-preprocess on the embedded Debian descriptions
-#   2. base        a small BART, trained by plain fairseq (--arch bart_base with small dimensions)
-#   3. dense       the base, trained on as plain BART
-#   4. switchable  the base, trained on for as many updates with --criterion sd_policy_criterion
-#   5. generate    fairseq-generate, beam 4, for dense, switchable and random decisions at equal FLOPs
-#   6. report      table, report.json and pictures
+#   2. warm start  a small BART learns to reproduce the beginning of its source (in place of BART's pre-training)
+#   3. base        trained on document -> synopsis by plain fairseq
+#   4. dense       the base, trained on as plain BART
+#   5. switchable  the base, trained on for as many updates with --criterion sd_policy_criterion
+#   6. generate    fairseq-generate, beam 4, for dense, switchable and random decisions at equal FLOPs
+#   7. report      table, report.json and pictures
 #
-# Usage: run.sh [OUT]   (default runs/demo). BASE_UPDATES and MORE_UPDATES change the length of the training,
+# Usage: run.sh [OUT]   (default runs/demo). WARM_UPDATES, BASE_UPDATES, MORE_UPDATES set the length of the training,
 # TEST_SUBSET the split that is generated (test by default), PYTHON the interpreter.
 set -euo pipefail
 
@@ -16,11 +17,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 out=${1:-runs/demo}
 python=${PYTHON:-python3}
-base_updates=${BASE_UPDATES:-800}
-more_updates=${MORE_UPDATES:-360}
+warm_updates=${WARM_UPDATES:-400}
+base_updates=${BASE_UPDATES:-900}
+more_updates=${MORE_UPDATES:-400}
 subset=${TEST_SUBSET:-test}
 seed=${SEED:-1}
-total_updates=$((base_updates + more_updates))
+total_updates=$((warm_updates + base_updates + more_updates))
 mkdir -p "$out"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
 
@@ -32,36 +34,46 @@ step "prepare"
 data=$out/data/data-bin
 
 task=(--user-dir "$root/sd_fairseq" --task switchable_translation -s source -t target
-  --max-source-positions 192 --max-target-positions 64 --truncate-source)
+  --max-source-positions 128 --max-target-positions 64 --truncate-source)
 size=(--encoder-layers 4 --decoder-layers 4 --encoder-embed-dim 128 --decoder-embed-dim 128
   --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4
   --dropout 0.1 --share-all-embeddings)
 training=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 --label-smoothing 0.1
-  --max-tokens 4096 --required-batch-size-multiple 1 --seed "$seed" --cpu --num-workers 0
+  --max-tokens 2048 --required-batch-size-multiple 1 --seed "$seed" --cpu --num-workers 0
   --log-format simple --log-interval 50 --no-epoch-checkpoints --save-interval 1000
   --validate-interval 1000)
 
-train() { # NAME then fairseq-train's options; the last checkpoint is OUT/NAME/checkpoint_last.pt
-  fairseq train "$data" "${task[@]}" "${size[@]}" "${training[@]}" --save-dir "$out/$1" \
-    --tensorboard-logdir "$out/$1/tensorboard" "${@:2}" 2>"$out/$1.err" |
+train() { # NAME DATA then fairseq-train's options; the last checkpoint is OUT/NAME/checkpoint_last.pt
+  fairseq train "$2" "${task[@]}" "${size[@]}" "${training[@]}" --save-dir "$out/$1" \
+    --tensorboard-logdir "$out/$1/tensorboard" "${@:3}" 2>"$out/$1.err" |
     tee "$out/$1.log" | grep --line-buffered -oE 'num_updates=[0-9]+.*|valid \| .*|epoch [0-9]+ \| valid.*' |
     cut -c1-160 || { cat "$out/$1.err" >&2; exit 1; }
 }
 
+# BART's own initialisation (standard deviation 0.02) is made for 1024 dimensions; at 128 a model starts too flat to
+# learn in minutes. fairseq's transformer is the same network with these options, initialised by its dimensions.
+fresh=(--arch transformer --activation-fn gelu --encoder-learned-pos --decoder-learned-pos --layernorm-embedding
+  --no-scale-embedding --share-decoder-input-output-embed)
+restart=(--reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
+plain=(--criterion label_smoothed_cross_entropy)
+
+step "warm start: $warm_updates updates, document -> its first words"
+train warm "$out/data/lead-bin" "${fresh[@]}" "${plain[@]}" \
+  --lr 1.5e-3 --lr-scheduler inverse_sqrt --warmup-updates 150 --max-update "$warm_updates"
+
 step "train the base: $base_updates updates of plain BART (fairseq's own model and criterion)"
-train base --arch bart_base --criterion label_smoothed_cross_entropy \
-  --lr 1.5e-3 --lr-scheduler polynomial_decay --warmup-updates 200 --total-num-update $((base_updates * 8 / 7)) \
+train base "$data" --arch bart_base "${plain[@]}" --restore-file "$out/warm/checkpoint_last.pt" "${restart[@]}" \
+  --lr 1.2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $((base_updates * 3 / 2)) \
   --max-update "$base_updates"
 
-continue=(--restore-file "$out/base/checkpoint_last.pt" --reset-optimizer --reset-dataloader --reset-meters
-  --reset-lr-scheduler --lr 5e-4 --lr-scheduler polynomial_decay --warmup-updates 20
-  --total-num-update "$more_updates" --max-update "$more_updates")
+continue=(--restore-file "$out/base/checkpoint_last.pt" "${restart[@]}" --lr 5e-4 --lr-scheduler polynomial_decay
+  --warmup-updates 20 --total-num-update "$more_updates" --max-update "$more_updates")
 
 step "train on as dense BART: $more_updates updates, $total_updates in all"
-train dense --arch bart_base --criterion label_smoothed_cross_entropy "${continue[@]}"
+train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}"
 
 step "train on with a policy: $more_updates updates, $total_updates in all"
-train switchable --arch switchable_bart_tiny --criterion sd_policy_criterion \
+train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion \
   --sd-policy-freeze-update $((more_updates * 2 / 3)) "${continue[@]}"
 
 generate() { # NAME CHECKPOINT then fairseq-generate's options

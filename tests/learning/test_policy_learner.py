@@ -73,9 +73,7 @@ def test_any_split_into_micro_batches_gives_the_same_update(split):
 def test_averages_are_over_examples_and_not_over_micro_batches():
     policy, learner = build_policy()
     one = random_sums(learner, examples=3)
-    twice = PolicyGradientSums(
-        2 * one.quality, 2 * one.flops, 2 * one.examples, 2 * one.violation, 2 * one.measured
-    )
+    twice = PolicyGradientSums(2 * one.quality, 2 * one.flops, 2 * one.examples, 2 * one.violation, 2 * one.measured)
     other, other_learner = copy_of(policy, learner)
     update(policy, learner, one)
     update(other, other_learner, twice)

@@ -67,9 +67,13 @@ class SwitchableTaskMixin:
             if not kwargs.get("ignore_invalid_inputs", False):
                 check_lengths(dataset, kwargs.get("max_positions"))
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
-        if self.trace_recorder is not None:
+        if self._traces():
+            self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
             self.trace_recorder.expect(sum(len(batch) for batch in iterator.frozen_batches), kwargs)
         return iterator
+
+    def _traces(self) -> bool:
+        return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
 
     def _train_subset(self) -> str:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
@@ -80,15 +84,13 @@ class SwitchableTaskMixin:
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
         if size > 0 and hasattr(generator, "repeat_ngram_blocker"):
             generator.repeat_ngram_blocker = NGramBlocker(size)
-        path = getattr(self.cfg, "sd_trace", None)  # type: ignore[attr-defined]
-        if path:
-            self.trace_recorder = self.trace_recorder or TraceRecorder(path)
+        if self.trace_recorder is not None:
             self.trace_recorder.describe_generation(args, generator)
         return generator
 
     def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
         """As fairseq's; with ``--sd-trace`` it also records decisions, lengths, FLOPs and time."""
-        if self.trace_recorder is None or not getattr(self.cfg, "sd_trace", None):  # type: ignore[attr-defined]
+        if self.trace_recorder is None:
             return super().inference_step(generator, models, sample, **kwargs)  # type: ignore[misc]
         observed = self.trace_recorder.observe(models, sample)
         synchronize(sample)

@@ -1,0 +1,1 @@
+"""What may be skipped, who decides, and the record of what was decided."""
