@@ -89,10 +89,13 @@ def main():
     )
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
-        print(f"{name:16s} median {medians[name]:.3f} s, {min(values):.3f}..{max(values):.3f} s over {args.rounds} rounds")
+        print(
+            f"{name:16s} median {medians[name]:.3f} s, {min(values):.3f}..{max(values):.3f} s over {args.rounds} rounds"
+        )
     print(
         f"time ratio {medians['switchable_bart'] / medians['fairseq bart']:.3f}, FLOPs ratio {float(flops.mean()):.3f} "
-        f"| {vars(args)} torch:{torch.__version__} threads:{torch.get_num_threads()} sd_fairseq:{sd_fairseq.__version__}"
+        f"| {vars(args)} torch:{torch.__version__} threads:{torch.get_num_threads()} "
+        f"sd_fairseq:{sd_fairseq.__version__}"
     )
 
 

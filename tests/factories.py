@@ -131,8 +131,8 @@ def build_switchable_twin(bart: torch.nn.Module, **overrides: Any):
 def undecide(model: torch.nn.Module) -> None:
     """Gives a policy logits around 0 that depend on the input: deployed paths are mixed then."""
     for name, parameter in model.encoder.policy.named_parameters():
-        if name.endswith("heads.weight"):
-            torch.nn.init.normal_(parameter, std=1.0)
+        if name.endswith(("heads.weight", "hidden.bias")):  # with a bias, the scale of the input matters too
+            torch.nn.init.normal_(parameter)
         if name.endswith("heads.bias"):
             torch.nn.init.zeros_(parameter)
 

@@ -119,7 +119,8 @@ class Noise:
         """
         count = space.num_switches + len(space.token_strategies)
         keys = (ids.long().unsqueeze(1) * 2654435761 + salt * 40503) % 2147483647  # [B, 1]
-        uniform = scramble(keys * 64 + torch.arange(1, count + 1, device=ids.device) * 7919).float()
+        uniform = scramble(keys * 64 + torch.arange(1, count + 1, device=ids.device) * 7919)
+        uniform = uniform.float().clamp(max=1 - 2**-24)  # rounding must not reach 1, which even p = 1 would not keep
         return cls(uniform[:, : space.num_switches], uniform[:, space.num_switches :])
 
 
@@ -135,6 +136,8 @@ class PolicyNetwork(Float32Module):
 
     def __init__(self, input_size: int, space: DecisionSpace, hidden_size: int = 0, initial_keep: float = 0.95):
         super().__init__()
+        if hidden_size < 0:
+            raise ValueError(f"hidden size {hidden_size} of the policy is not 0 (as the embedding) or more")
         if not 0.5 < initial_keep < 1:
             raise ValueError(f"initial keep-probability {initial_keep} is not in (0.5, 1)")
         self.space = space
@@ -216,7 +219,7 @@ class LayerwisePolicyNetwork(Float32Module):
     def reset_parameters(self) -> None:
         """Makes a fresh policy."""
         for network in self.networks:
-            network.reset_parameters()
+            network.reset_parameters()  # type: ignore[operator]
 
     def stage_of_output(self) -> List[int]:
         """Lists for every policy output the stage that decides it."""
@@ -226,7 +229,7 @@ class LayerwisePolicyNetwork(Float32Module):
 
     def stage_logits(self, stage: int, state: Tensor) -> Tensor:
         """Returns [B, num_switches + J] logits; only the outputs of this stage count."""
-        return self.networks[stage - 1].stage_logits(stage, state)
+        return self.networks[stage - 1].stage_logits(stage, state)  # type: ignore[operator]
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
         """Maps the detached states (one [B, C] a stage) to a distribution over paths."""
@@ -277,7 +280,7 @@ def hash_tokens(src_tokens: Tensor, padding_mask: Tensor, seed: int) -> Tensor:
     """Hashes each source, padding left out, to LongTensor [B] in [0, 2^31)."""
     position = (~padding_mask).cumsum(dim=1)
     mixed = ((src_tokens + 1) * 2654435761 + position * 40503 + seed * 69069) % 2147483647
-    mixed = (mixed * 48271) % 2147483647
+    mixed = (scramble(mixed) * 2147483647).long()
     return mixed.masked_fill(padding_mask, 0).sum(dim=1) % 2147483647
 
 

@@ -45,7 +45,7 @@ class MultiplierRule:
             raise ValueError(f"mode {self.mode!r} is not one of {', '.join(MODES)}")
         if not 0 <= self.floor <= self.ceiling:
             raise ValueError(f"multiplier limits {self.floor}..{self.ceiling} are not 0 <= floor <= ceiling")
-        if self.alpha <= 0 or self.beta <= 0 or self.fixed_weight <= 0:
+        if not (self.alpha > 0 and self.beta > 0 and self.fixed_weight > 0):
             raise ValueError(
                 f"alpha {self.alpha}, beta {self.beta} and fixed weight {self.fixed_weight} must all be positive"
             )

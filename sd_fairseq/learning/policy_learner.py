@@ -64,6 +64,13 @@ class PolicyLearner(Float32Module):
         num_parameters: P of the policy.
     """
 
+    first_moment: Tensor
+    second_moment: Tensor
+    steps: Tensor
+    multiplier: Tensor
+    violation: Tensor
+    violation_updates: Tensor
+
     def __init__(self, num_parameters: int):
         super().__init__()
         self.register_buffer("first_moment", torch.zeros(num_parameters))

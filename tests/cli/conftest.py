@@ -84,7 +84,16 @@ class Pipeline:
         plain = ["--arch", "bart_base", "--criterion", "label_smoothed_cross_entropy", "--max-update", "3"]
         self.train("base", *plain)
         options = ["--restore-file", self.base, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]
-        policy = ["--sd-policy-lr", "0.02", "--sd-multiplier-floor", "0", "--sd-mode", "fixed", "--sd-fixed-weight", "20"]
+        policy = [
+            "--sd-policy-lr",
+            "0.02",
+            "--sd-multiplier-floor",
+            "0",
+            "--sd-mode",
+            "fixed",
+            "--sd-fixed-weight",
+            "20",
+        ]
         self.log = self.train("switchable", *SWITCHABLE, *options, *policy, "--max-update", "12").stdout
 
     binarise = staticmethod(binarise)

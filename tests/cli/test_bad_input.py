@@ -60,7 +60,10 @@ def test_a_dictionary_that_does_not_match(pipeline, tmp_path):
         (["--sd-token-strategies", "keep,last:120"], ["last:120", "1-99"]),
         (["--sd-tolerance", "-0.1"], ["--sd-tolerance -0.1", "0 or more"]),
         (["--sd-first-encoder-layer", "1"], ["1", "2..4"]),
-        (["--sd-policy-freeze-update", "2", "--sd-policy-warmup-updates", "5"], ["freeze-update 2", "warmup-updates 5"]),
+        (
+            ["--sd-policy-freeze-update", "2", "--sd-policy-warmup-updates", "5"],
+            ["freeze-update 2", "warmup-updates 5"],
+        ),
         (["--encoder-layerdrop", "0.1"], ["layerdrop"]),
     ],
 )

@@ -24,9 +24,20 @@ def test_a_plain_bart_checkpoint_starts_a_switchable_one_open(pipeline):
 def test_training_and_validation_log_quality_cost_and_decisions(pipeline):
     kinds = dict(json_lines(pipeline.log))
     for kind, prefix in (("train_inner", ""), ("valid", "valid_")):
-        for name in ("quality_sample", "quality_mode", "flops_generation", "flops_paper", "skip_encoder_attention",
-                     "skip_encoder_ffn", "skip_decoder_attention", "skip_decoder_ffn", "skip_token", "tokens_keep",
-                     "tokens_last_30", "distinct_paths"):
+        for name in (
+            "quality_sample",
+            "quality_mode",
+            "flops_generation",
+            "flops_paper",
+            "skip_encoder_attention",
+            "skip_encoder_ffn",
+            "skip_decoder_attention",
+            "skip_decoder_ffn",
+            "skip_token",
+            "tokens_keep",
+            "tokens_last_30",
+            "distinct_paths",
+        ):
             assert f"{prefix}sd_{name}" in kinds[kind], (kind, name)
     assert "valid_sd_quality_dense" in kinds["valid"]
     assert "sd_multiplier" in kinds["train_inner"]

@@ -2,7 +2,7 @@
 
 Choice: the self-critical baseline is the mode path of the same example under the same dropout setting, without
 gradient. The constraint compares q with c = (dense path's q on the same batch) + tolerance, dropout off.
-Choice: q in the constraint is measured on a path drawn from the sharpened policy (temperature 0.25 by default; 0 is
+Choice: q in the constraint is measured on a path drawn from the sharpened policy (temperature 0.5 by default; 0 is
 the mode path of the paper's wording). While every p is above 0.5 the mode path is the dense path, the constraint
 sees nothing, all p fall together and cross 0.5 together; sharpened samples begin to skip before the mode does.
 """
@@ -198,7 +198,7 @@ def measure_with_dropout_off(evaluator: Evaluator, temperature: float, noise: No
 
 @contextmanager
 def trainable(policy: nn.Module) -> Iterator[List[nn.Parameter]]:
-    """Lets gradients reach the policy's parameters inside the block only: the backbone's optimizer must not see them."""
+    """Lets gradients reach the policy's parameters in the block only; the backbone's optimizer must not see them."""
     parameters = trainable_parameters(policy)
     for parameter in parameters:
         parameter.requires_grad_(True)

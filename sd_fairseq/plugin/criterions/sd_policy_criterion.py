@@ -5,23 +5,17 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 :class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`).
 """
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import (
-    LabelSmoothedCrossEntropyCriterion,
-    LabelSmoothedCrossEntropyCriterionConfig,
-)
-from fairseq.dataclass import ChoiceEnum
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from sd_fairseq.decision.policy import Noise
-from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
+from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
 from sd_fairseq.plugin.criterions.policy_step import (
     Evaluator,
@@ -32,48 +26,6 @@ from sd_fairseq.plugin.criterions.policy_step import (
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-
-
-def option(default: Any, help_text: str) -> Any:
-    """Declares a field of a fairseq configuration."""
-    return field(default=default, metadata={"help": help_text})
-
-
-@dataclass
-class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """Options of the criterion."""
-
-    sd_mode: ChoiceEnum(list(MODES)) = option(  # type: ignore[valid-type]
-        "constrained",
-        "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
-        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)",
-    )
-    sd_tolerance: float = option(0.05, "nats per token that quality may fall behind the dense path (constraint c)")
-    sd_flops_budget: float = option(0.7, "relative FLOPs that --sd-mode budget aims at, in (0, 1]")
-    sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
-    sd_alpha: float = option(10.0, "rate at which a violation is worked off (phi = alpha * violation)")
-    sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
-    sd_multiplier_floor: float = option(0.15, "smallest multiplier")
-    sd_multiplier_ceiling: float = option(20.0, "largest multiplier")
-    sd_policy_lr: float = option(5e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
-    sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
-    sd_constraint_temperature: float = option(
-        0.25, "temperature of the policy that the constraint is measured on; 0 = its mode path"
-    )
-    sd_constraint_interval: int = option(2, "updates between two measurements of the constraint")
-    sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
-    sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
-        "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
-    )
-    sd_score_function_flops: bool = option(
-        False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
-    )
-    sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
-    sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
-    sd_policy_freeze_update: int = option(
-        0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
-    )
-    sd_sampling_seed: int = option(1, "seed of the sampled paths")
 
 
 @register_criterion("sd_policy_criterion", dataclass=SDPolicyCriterionConfig)
@@ -150,12 +102,18 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         return trained.loss, sample_size, figures
 
+    def train(self, mode: bool = True) -> "SDPolicyCriterion":
+        """Starts an update, as fairseq's trainer does: gradients of one that a loss scaler skipped are forgotten."""
+        self.pending = []
+        return super().train(mode)
+
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
         quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
         step = policy_step(evaluator, self.settings, self.update, measure)
-        if not self.check_finite(step.trained.loss, "sampled"):
+        finite = self.check_finite(step.trained.loss, "sampled")
+        if not finite or not self.check_finite(step.sums.flatten().sum(), "deployed or the dense"):
             return step.trained, {}
         self.pending.append(step.sums)
         learner = evaluator.model.policy_learner
@@ -204,7 +162,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         if loss.dtype != torch.float32 or getattr(self.task, "uses_loss_scaling", False):
             return False
         raise InputError(
-            f"loss is {float(loss)} at update {self.update} on the {path} path; update refused, parameters unchanged"
+            f"loss is {float(loss.detach())} at update {self.update} on the {path} path; update refused, "
+            "parameters unchanged"
         )
 
     def policy_is_frozen(self) -> bool:
@@ -246,51 +205,3 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """All figures are sums."""
         return True
-
-
-def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
-    """Builds the rule that finds the multiplier.
-
-    Raises:
-        InputError: limits out of order.
-    """
-    try:
-        return MultiplierRule(
-            mode=str(cfg.sd_mode),
-            alpha=cfg.sd_alpha,
-            beta=cfg.sd_beta,
-            floor=cfg.sd_multiplier_floor,
-            ceiling=cfg.sd_multiplier_ceiling,
-            fixed_weight=cfg.sd_fixed_weight,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def check_options(cfg: SDPolicyCriterionConfig) -> None:
-    """Refuses options out of their range.
-
-    Raises:
-        InputError: naming the option, what was found and what is expected.
-    """
-    checks: List[Tuple[str, bool, str]] = [
-        ("sd_tolerance", cfg.sd_tolerance >= 0, "0 or more (nats per token)"),
-        ("sd_flops_budget", 0 < cfg.sd_flops_budget <= 1, "in (0, 1]"),
-        ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
-        ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
-        ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
-        ("sd_violation_smoothing", 0 <= cfg.sd_violation_smoothing < 1, "in [0, 1)"),
-        ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
-        ("sd_cost_beam", cfg.sd_cost_beam >= 1, "1 or more"),
-        ("sd_policy_warmup_updates", cfg.sd_policy_warmup_updates >= 0, "0 or more"),
-        ("sd_policy_freeze_update", cfg.sd_policy_freeze_update >= 0, "0 or more"),
-    ]
-    wrong: Optional[Tuple[str, bool, str]] = next((check for check in checks if not check[1]), None)
-    if wrong is not None:
-        flag = "--" + wrong[0].replace("_", "-")
-        raise InputError(f"{flag} {getattr(cfg, wrong[0])} is not {wrong[2]}")
-    if 0 < cfg.sd_policy_freeze_update <= cfg.sd_policy_warmup_updates:
-        raise InputError(
-            f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is not after "
-            f"--sd-policy-warmup-updates {cfg.sd_policy_warmup_updates}: nothing would train the policy and w together"
-        )

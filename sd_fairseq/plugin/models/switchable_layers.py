@@ -214,8 +214,9 @@ class SwitchableDecoderLayer(TransformerDecoderLayerBase):
         )
         if beam > 1:
             x = x.view(steps, beam, kept // beam, dim).transpose(1, 2).reshape(steps, kept, dim)
-            if weights is not None:  # [H, K / beam, beam, S'] -> [H, K, 1, S']
-                weights = weights.reshape(weights.size(0), kept, 1, -1)
+            if weights is not None:  # [H, K / beam, T * beam, S'] -> [H, K, T, S']
+                weights = weights.view(weights.size(0), kept // beam, steps, beam, -1).transpose(2, 3)
+                weights = weights.reshape(weights.size(0), kept, steps, -1)
         x = self.residual_connection(self.dropout_module(x), residual)
         return (x if self.normalize_before else self.encoder_attn_layer_norm(x)), weights
 

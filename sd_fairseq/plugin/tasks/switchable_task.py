@@ -40,7 +40,7 @@ class SwitchableTaskMixin:
         policy_criterion = self.policy_criterion
         if policy_criterion is not None:
             policy_criterion.update = update_num
-            self.uses_loss_scaling = hasattr(optimizer, "scaler")
+            self.uses_loss_scaling = getattr(optimizer, "scaler", None) is not None
         pending = 0 if policy_criterion is None else len(policy_criterion.pending)
         result = super().train_step(  # type: ignore[misc]
             sample, model, criterion, optimizer, update_num, ignore_grad, **extra

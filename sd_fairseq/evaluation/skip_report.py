@@ -1,0 +1,92 @@
+"""What a set of decisions amounts to: skip rates by site and layer, token strategies, paths, FLOPs (Table 10).
+
+A mean skip rate hides a collapsed policy, so the number of distinct paths and the share of the most frequent one
+stand beside every mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence
+
+from sd_fairseq.decision.trace import SITE_FIELDS, TraceRecord
+
+
+@dataclass(frozen=True)
+class SkipReport:
+    """Figures of one system's trace.
+
+    Args:
+        examples: number of records.
+        skip_rates: site -> share of skipped switchable sub-layers, 0..1; ``token`` -> mean share of dropped tokens.
+        skip_rates_by_layer: site -> one rate a layer, None where the layer always runs.
+        token_strategies: strategy -> number of examples.
+        distinct_paths: number of different paths.
+        top_path_share: share of the most frequent path.
+        path_entropy: in bits.
+        flops_generation, flops_paper: mean over examples of the FLOPs relative to the dense path of the same example.
+        gflops_per_example: mean absolute FLOPs of generation, 1e9.
+        seconds: of the whole generation.
+    """
+
+    examples: int
+    skip_rates: Dict[str, float]
+    skip_rates_by_layer: Dict[str, List[Optional[float]]]
+    token_strategies: Dict[str, int]
+    distinct_paths: int
+    top_path_share: float
+    path_entropy: float
+    flops_generation: float
+    flops_paper: float
+    gflops_per_example: float
+    seconds: float
+
+
+def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
+    """Summarises a trace.
+
+    Args:
+        records: of one model; at least one.
+    """
+    by_layer = {site: _rates_by_layer([getattr(record, site) for record in records]) for site in _sites(records)}
+    rates = {"token": _mean([1 - record.kept_source_tokens / record.source_tokens for record in records])}
+    for site, layers in by_layer.items():
+        switchable = [rate for rate in layers if rate is not None]
+        if switchable:
+            rates[site] = _mean(switchable)
+    paths = Counter(record.path for record in records)
+    shares = [count / len(records) for count in paths.values()]
+    return SkipReport(
+        examples=len(records),
+        skip_rates=rates,
+        skip_rates_by_layer=by_layer,
+        token_strategies=dict(Counter(record.token_strategy for record in records).most_common()),
+        distinct_paths=len(paths),
+        top_path_share=max(shares),
+        path_entropy=-sum(share * math.log2(share) for share in shares) + 0.0,
+        flops_generation=_mean([record.relative_flops_generation for record in records]),
+        flops_paper=_mean([record.relative_flops_paper for record in records]),
+        gflops_per_example=_mean([record.flops_generation for record in records]) / 1e9,
+        seconds=sum(record.seconds for record in records),
+    )
+
+
+def _sites(records: Sequence[TraceRecord]) -> List[str]:
+    """The sites to report; cross-attention only where it is a switch of its own."""
+    apart = any(record.decoder_cross_attention != record.decoder_attention for record in records)
+    return [site for site in SITE_FIELDS if apart or site != "decoder_cross_attention"]
+
+
+def _rates_by_layer(columns: Sequence[str]) -> List[Optional[float]]:
+    """Share of '0' at every layer; None where every record has '='."""
+    rates: List[Optional[float]] = []
+    for layer in zip(*columns):
+        switchable = [flag for flag in layer if flag != "="]
+        rates.append(_mean([float(flag == "0") for flag in switchable]) if switchable else None)
+    return rates
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

