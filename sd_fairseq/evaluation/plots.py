@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from typing import Any, Dict, List
@@ -26,6 +27,7 @@ def load_pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise ValueError("pictures need matplotlib: pip install 'sd_fairseq[plots]'") from error
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq turns every library's debug messages on
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -79,6 +81,7 @@ def draw_skip_heatmap(system: Dict[str, Any], title: str, path: str) -> None:
     bars = right.barh(names, shares, color="#4c6a9c")
     right.bar_label(bars, [f"{share:.0f}" for share in shares], padding=3, fontsize=9)
     right.set_xlim(0, 115)
+    right.set_ylim(-0.8, max(len(names), 4) - 0.2)
     right.set_xlabel("examples (%)")
     right.set_title("source tokens dropped (%)\nby strategy", fontsize=10)
     for side in ("top", "right"):

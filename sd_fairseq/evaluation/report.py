@@ -24,7 +24,6 @@ from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.version import __version__
 
 RESAMPLES = 5000
-EMPTY = "."  # an empty hypothesis scores 0; a lone full stop has no word either
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,14 @@ def check_same_examples(systems: Sequence[System]) -> None:
 
 def texts(system: System) -> Tuple[List[str], List[str]]:
     """Returns hypotheses and references in the order of the ids."""
-    hypotheses = [system.output.hypotheses[identity].strip() or EMPTY for identity in system.output.ids]
+    hypotheses = [system.output.hypotheses[identity] for identity in system.output.ids]
     return hypotheses, [system.output.references[identity] for identity in system.output.ids]
 
 
 def describe_system(system: System) -> Dict[str, Any]:
     """Scores a system and summarises its trace; ROUGE on 0-100."""
     figures: Dict[str, Any] = {}
-    for name, score in rouge(*texts(system)).items():
+    for name, score in rouge(*texts(system), count_empty=True).items():
         figures[name] = 100 * score.f.average
         figures[f"{name}_interval"] = [100 * score.f.low, 100 * score.f.high]
     figures.update(asdict(summarise_trace(system.records)))
@@ -96,7 +95,7 @@ def compare_with_dense(system: System, dense: System) -> Dict[str, float]:
     Returns:
         ``difference`` (0-100), its 95 % interval ``low`` and ``high``, and the two-sided ``p``.
     """
-    scores = [document_scores(*texts(one))["rougeL"] for one in (system, dense)]
+    scores = [document_scores(*texts(one), count_empty=True)["rougeL"] for one in (system, dense)]
     differences = 100 * (scores[0] - scores[1])
     generator = np.random.default_rng(1)
     count = len(differences)

@@ -1,0 +1,57 @@
+"""The decision trace: a round trip, and malformed files refused by file, line and reason."""
+
+import json
+
+import pytest
+from traces import make_record
+
+from sd_fairseq.decision.trace import from_json_line, read_trace, to_json_line, write_trace
+
+
+def test_a_record_survives_the_round_trip():
+    record = make_record(3)
+    assert from_json_line(to_json_line(record)) == record
+
+
+def test_a_trace_survives_the_round_trip(tmp_path):
+    records = [make_record(index) for index in range(5)]
+    write_trace(str(tmp_path / "trace.jsonl"), records)
+    assert read_trace(str(tmp_path / "trace.jsonl")) == records
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.jsonl"]
+
+
+def test_equal_decisions_are_one_path_whatever_the_lengths():
+    assert make_record(1, source_tokens=50).path == make_record(2, source_tokens=90).path
+    assert make_record(1).path != make_record(1, encoder_ffn="=110").path
+    assert make_record(1).path != make_record(1, token_strategy="last:30").path
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda line: line[:-5], "not valid JSON"),
+        (lambda line: "[1, 2]", "list"),
+        (lambda line: json.dumps({**json.loads(line), "beam": "four"}), "'beam'"),
+        (lambda line: json.dumps({k: v for k, v in json.loads(line).items() if k != "seconds"}), "seconds"),
+        (lambda line: json.dumps({**json.loads(line), "colour": 1}), "colour"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, change, reason):
+    path = tmp_path / "trace.jsonl"
+    line = to_json_line(make_record(0))
+    path.write_text(line + "\n" + change(line) + "\n")
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_trace(str(path))
+    assert f"{path}:2:" in str(caught.value)
+
+
+def test_an_empty_trace_is_refused(tmp_path):
+    (tmp_path / "trace.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no records"):
+        read_trace(str(tmp_path / "trace.jsonl"))
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_trace(str(tmp_path / "trace.jsonl"), [make_record(0), make_record(1, generation=b"bytes")])
+    assert not list(tmp_path.iterdir())
