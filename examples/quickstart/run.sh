@@ -48,12 +48,21 @@ training=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-d
   --log-format simple --log-interval 50 --no-epoch-checkpoints --save-interval 1000
   --validate-interval 1000)
 
+show_progress() { # NAME; the lines of fairseq's log that tell how far it is
+  while IFS= read -r line; do
+    case $line in
+      *"| train_inner | "* | *"| valid | "*)
+        line=${line#*| INFO | }
+        printf '[%s] %.150s\n' "$1" "${line#* | }" ;;
+    esac
+  done
+}
+
 train() { # NAME DATA then fairseq-train's options; the last checkpoint is OUT/NAME/checkpoint_last.pt
   fairseq train "$2" "${task[@]}" "${size[@]}" "${training[@]}" --save-dir "$out/$1" \
     --tensorboard-logdir "$out/$1/tensorboard" "${@:3}" 2>"$out/$1.err" |
     tee "$out/$1.log" |
-    awk -v name="$1" '/\| (train_inner|valid) \|/ {
-      sub(/^[^|]*\| INFO \| (train_inner|valid) \| /, ""); print "[" name "] " substr($0, 1, 150); fflush() }' ||
+    show_progress "$1" ||
     { cat "$out/$1.err" >&2; exit 1; }
 }
 

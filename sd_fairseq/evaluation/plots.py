@@ -23,11 +23,11 @@ def load_pyplot() -> Any:
     Raises:
         ValueError: matplotlib is missing.
     """
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq turns every library's debug messages on
     try:
         import matplotlib
     except ImportError as error:
         raise ValueError("pictures need matplotlib: pip install 'sd_fairseq[plots]'") from error
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq turns every library's debug messages on
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
