@@ -97,6 +97,9 @@ class Pipeline:
         self.log = self.train("switchable", *SWITCHABLE, *options, *policy, "--max-update", "12").stdout
 
     binarise = staticmethod(binarise)
+    fairseq = staticmethod(fairseq)
+    task = TASK
+    training = [*SIZE, *TRAINING]
 
     def train(self, name, *arguments, check=True):
         """Trains into ``folder/name``."""

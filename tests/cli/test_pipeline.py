@@ -69,6 +69,18 @@ def test_decisions_in_the_trace_do_not_depend_on_the_batch(pipeline, tmp_path):
     assert paths[0] == paths[1]
 
 
+def test_shards_cover_the_test_set_once(pipeline, tmp_path):
+    seen = []
+    for shard in (0, 1):
+        trace = tmp_path / f"{shard}.jsonl"
+        options = ["--num-shards", 2, "--shard-id", shard, "--max-tokens", 200, "--sd-trace", trace]
+        output = pipeline.generate(pipeline.switchable, *options).stdout
+        ids = sorted(int(number) for number in re.findall(r"^H-(\d+)\t", output, re.MULTILINE))
+        assert ids == [record.id for record in read_trace(str(trace))]
+        seen += ids
+    assert sorted(seen) == list(range(17))
+
+
 def test_a_dense_trace_of_plain_bart_costs_one(pipeline, tmp_path):
     pipeline.generate(pipeline.base, "--sd-trace", tmp_path / "trace.jsonl")
     records = read_trace(str(tmp_path / "trace.jsonl"))

@@ -69,7 +69,8 @@ class SwitchableTaskMixin:
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
         if self._traces():
             self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
-            self.trace_recorder.expect(sum(len(batch) for batch in iterator.frozen_batches), kwargs)
+            shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
+            self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards)
         return iterator
 
     def _traces(self) -> bool:

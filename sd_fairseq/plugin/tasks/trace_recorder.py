@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 
@@ -40,12 +40,14 @@ class TraceRecorder:
         }
         self.generation = "|".join(f"{key}:{value}" for key, value in fields.items())
 
-    def expect(self, sentences: int, iterator_options: Dict[str, Any]) -> None:
-        """Notes how many more sentences are to come (this shard's share of them)."""
-        shards = iterator_options.get("num_shards", 1) or 1
-        if shards > 1:
-            raise InputError("--sd-trace with several shards: give every shard its own file and --num-shards 1 data")
-        self.expected = len(self.records) + sentences
+    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int) -> None:
+        """Notes how many more sentences are to come.
+
+        Args:
+            batches: of the whole data set.
+            shard, num_shards: this process decodes every ``num_shards``-th batch from ``shard`` on.
+        """
+        self.expected = len(self.records) + sum(len(batch) for batch in batches[shard::num_shards])
 
     def observe(self, models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
         """Returns the batch with a place for the encoder to leave its decisions.
