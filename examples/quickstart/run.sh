@@ -19,7 +19,7 @@ out=${1:-runs/demo}
 python=${PYTHON:-python3}
 warm_updates=${WARM_UPDATES:-400}
 base_updates=${BASE_UPDATES:-900}
-more_updates=${MORE_UPDATES:-500}
+more_updates=${MORE_UPDATES:-600}
 subset=${TEST_SUBSET:-test}
 seed=${SEED:-1}
 total_updates=$((warm_updates + base_updates + more_updates))
@@ -90,7 +90,7 @@ threads=$half
 train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}" &
 dense_job=$!
 train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion --sd-initial-keep 0.9 \
-  --sd-policy-lr 3e-4 --sd-tolerance 0.03 --sd-policy-freeze-update $((more_updates / 2)) "${continue[@]}" &
+  --sd-policy-lr 2e-4 --sd-tolerance 0.03 --sd-policy-freeze-update $((more_updates * 2 / 5)) "${continue[@]}" &
 side_by_side $! $dense_job
 threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
 
