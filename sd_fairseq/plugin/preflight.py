@@ -48,7 +48,10 @@ def check_command_line(argv: Sequence[str]) -> None:
     options = _read_options(argv[1:])
     if options is None:  # fairseq's own parser says what is wrong
         return
-    _check_workers(options)
+    if command == "generate":
+        _check_shards(options)
+    else:
+        _check_workers(options)
     for option, path in _find_checkpoints(command.replace("_", "-"), options):
         if "://" not in path:
             check_checkpoint(path, option)
@@ -120,6 +123,7 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
     parser.add_argument("--checkpoint-suffix", default="")
     parser.add_argument("--checkpoint-shard-count", type=int, default=1)
     parser.add_argument("--distributed-world-size", type=int, default=1)
+    parser.add_argument("--num-shards", type=int, default=1)
     for name in ("use-sharded-state", "distributed-no-spawn", "tpu"):
         parser.add_argument("--" + name, action="store_true")
     try:
@@ -139,6 +143,16 @@ def _check_workers(options: argparse.Namespace) -> None:
             "--distributed-world-size {} without a GPU starts no worker and trains nothing; start one process per rank "
             "with --cpu --distributed-no-spawn --distributed-rank RANK --distributed-init-method tcp://localhost:PORT "
             "--distributed-backend gloo --ddp-backend legacy_ddp".format(options.distributed_world_size)
+        )
+
+
+def _check_shards(options: argparse.Namespace) -> None:
+    """Refuse the option that fairseq-generate accepts and ignores: every shard would decode everything."""
+    if options.num_shards > 1:
+        raise InputError(
+            "fairseq-generate ignores --num-shards {}; use --distributed-world-size {} --distributed-rank SHARD".format(
+                options.num_shards, options.num_shards
+            )
         )
 
 

@@ -9,7 +9,7 @@ import torch
 BASE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--max-update", "1"]
 
 
-def refused(finished, *needles):
+def check_refused(finished, *needles):
     """Asserts one error line that holds all needles, and no traceback."""
     assert finished.returncode != 0
     errors = [line for line in finished.stderr.splitlines() if "error:" in line]
@@ -21,7 +21,7 @@ def refused(finished, *needles):
 
 def test_a_missing_restore_file(pipeline):
     finished = pipeline.train("missing", *BASE, "--restore-file", "no/such.pt", check=False)
-    refused(finished, "no/such.pt", "no such file")
+    check_refused(finished, "no/such.pt", "no such file")
     assert not (pipeline.folder / "missing").exists()
 
 
@@ -29,14 +29,14 @@ def test_a_truncated_checkpoint(pipeline, tmp_path):
     cut = tmp_path / "cut.pt"
     cut.write_bytes(pipeline.base.read_bytes()[:20000])
     trace = tmp_path / "trace.jsonl"
-    refused(pipeline.generate(cut, "--sd-trace", trace, check=False), "cut.pt", "truncated")
+    check_refused(pipeline.generate(cut, "--sd-trace", trace, check=False), "cut.pt", "truncated")
     assert not trace.exists()
 
 
 def test_a_foreign_checkpoint(pipeline, tmp_path):
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, str(foreign))
-    refused(pipeline.generate(foreign, check=False), "foreign.pt", "state_dict")
+    check_refused(pipeline.generate(foreign, check=False), "foreign.pt", "state_dict")
 
 
 def test_a_checkpoint_of_another_model(pipeline, tmp_path):
@@ -44,12 +44,12 @@ def test_a_checkpoint_of_another_model(pipeline, tmp_path):
     state["model"] = {"decoder.weight": torch.zeros(2)}
     other = tmp_path / "other.pt"
     torch.save(state, str(other))
-    refused(pipeline.train("other", *BASE, "--restore-file", other, check=False), "decoder.weight", "BART")
+    check_refused(pipeline.train("other", *BASE, "--restore-file", other, check=False), "decoder.weight", "BART")
 
 
 def test_a_dictionary_that_does_not_match(pipeline, tmp_path):
     other = pipeline.binarise(tmp_path / "other", {"train": [("a b c", "a b")] * 4, "test": [("a b c", "a b")] * 4})
-    refused(pipeline.generate(pipeline.switchable, check=False, data=other), "dictionary", "symbols")
+    check_refused(pipeline.generate(pipeline.switchable, check=False, data=other), "dictionary", "symbols")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_dictionary_that_does_not_match(pipeline, tmp_path):
     ],
 )
 def test_an_unknown_or_contradictory_option(pipeline, options, needles):
-    refused(pipeline.train("options", *BASE, *options, check=False), *needles)
+    check_refused(pipeline.train("options", *BASE, *options, check=False), *needles)
     assert not list((pipeline.folder / "options").glob("*.pt")) if (pipeline.folder / "options").exists() else True
 
 
@@ -80,7 +80,7 @@ def test_an_option_nobody_knows(pipeline):
 
 def test_the_criterion_with_a_plain_bart(pipeline):
     options = ["--arch", "bart_base", "--criterion", "sd_policy_criterion", "--max-update", "1"]
-    refused(pipeline.train("plain", *options, check=False), "BARTModel", "switchable_bart")
+    check_refused(pipeline.train("plain", *options, check=False), "BARTModel", "switchable_bart")
 
 
 def test_a_source_longer_than_the_model_takes(pipeline, tmp_path):
@@ -88,14 +88,19 @@ def test_a_source_longer_than_the_model_takes(pipeline, tmp_path):
     data = pipeline.binarise(tmp_path / "long", pairs, dictionary=pipeline.data / "dict.source.txt")
     trace = tmp_path / "trace.jsonl"
     finished = pipeline.generate(pipeline.switchable, "--sd-trace", trace, check=False, data=data)
-    refused(finished, "sentence 0", "301 tokens", "256")
+    check_refused(finished, "sentence 0", "301 tokens", "256")
     assert not trace.exists()
+
+
+def test_a_shard_option_that_fairseq_would_ignore(pipeline):
+    finished = pipeline.generate(pipeline.switchable, "--num-shards", 2, "--shard-id", 0, check=False)
+    check_refused(finished, "--num-shards 2", "--distributed-world-size 2")
 
 
 def test_an_empty_line(pipeline, tmp_path):
     pairs = {"test": pipeline.pairs["test"][:2] + [("", "nothing")]}
     data = pipeline.binarise(tmp_path / "empty", pairs, dictionary=pipeline.data / "dict.source.txt")
-    refused(pipeline.generate(pipeline.switchable, check=False, data=data), "line 3", "empty")
+    check_refused(pipeline.generate(pipeline.switchable, check=False, data=data), "line 3", "empty")
 
 
 def test_an_empty_line_typed_into_the_interactive_command(pipeline):
@@ -112,7 +117,7 @@ def test_an_empty_line_typed_into_the_interactive_command(pipeline):
     ]
     arguments = [str(pipeline.data), *pipeline.task, *options]
     finished = pipeline.fairseq("interactive", *arguments, check=False, stdin="a b\n\nc d\n")
-    refused(finished, "line 2", "empty")
+    check_refused(finished, "line 2", "empty")
 
 
 def test_a_loss_that_is_not_finite_refuses_the_step(pipeline, tmp_path):
@@ -122,7 +127,7 @@ def test_a_loss_that_is_not_finite_refuses_the_step(pipeline, tmp_path):
     torch.save(state, str(broken))
     options = ["--restore-file", broken, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]
     finished = pipeline.train("nan", *BASE, *options, check=False)
-    refused(finished, "loss is nan", "update 0", "unchanged")
+    check_refused(finished, "loss is nan", "update 0", "unchanged")
     assert not (pipeline.folder / "nan" / "checkpoint_last.pt").exists()
 
 

@@ -73,7 +73,7 @@ def test_shards_cover_the_test_set_once(pipeline, tmp_path):
     seen = []
     for shard in (0, 1):
         trace = tmp_path / f"{shard}.jsonl"
-        options = ["--num-shards", 2, "--shard-id", shard, "--max-tokens", 200, "--sd-trace", trace]
+        options = ["--distributed-world-size", 2, "--distributed-rank", shard, "--max-tokens", 200, "--sd-trace", trace]
         output = pipeline.generate(pipeline.switchable, *options).stdout
         ids = sorted(int(number) for number in re.findall(r"^H-(\d+)\t", output, re.MULTILINE))
         assert ids == [record.id for record in read_trace(str(trace))]

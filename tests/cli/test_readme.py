@@ -1,5 +1,6 @@
 """README's drop-in recipe runs as printed, on a small model and the embedded data."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -62,12 +63,13 @@ def test_the_recipe_trains_from_plain_bart_and_generates(pipeline, tmp_path):
     assert (tmp_path / "trace.jsonl").exists()
 
 
-def test_the_help_of_every_option_is_printed(pipeline):
-    options = ["--user-dir", str(ROOT / "sd_fairseq"), "--arch", "switchable_bart", "--task", "switchable_translation"]
-    finished = pipeline.fairseq("train", *options, "--criterion", "sd_policy_criterion", "--help")
+def test_every_option_in_the_readme_is_explained_by_show_options():
+    command = [sys.executable, "-W", "ignore", "-m", "sd_fairseq.plugin.show_options"]
+    shown = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for flag in sorted(set(re.findall(r"--sd-[a-z-]+", readme)) - {"--sd-trace", "--sd-rouge-ptb"}):
-        assert flag in finished.stdout, flag
+    named = set(re.findall(r"--sd-[a-z-]+", readme)) - {"--sd-rouge-ptb"}
+    assert len(named) > 10
+    assert not {flag for flag in named if flag not in shown}
 
 
 def test_the_plain_name_works_from_any_folder_once_installed(pipeline, tmp_path):
@@ -89,7 +91,12 @@ def test_benchmarks_print_a_ratio_measured_side_by_side(tmp_path):
     options = ["--size", "tiny", "--rounds", "1", "--batch-size", "2", "--source-length", "20", "--target-length", "4"]
     command = [sys.executable, str(ROOT / "benchmarks" / "generation_speed.py"), *options, "--device", "cpu"]
     finished = subprocess.run(
-        command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
+        command,
+        cwd=str(ROOT),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert re.search(r"time ratio \d+\.\d+, FLOPs ratio 0\.\d+", finished.stdout)

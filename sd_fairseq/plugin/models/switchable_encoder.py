@@ -119,15 +119,7 @@ class SwitchableEncoder(TransformerEncoderBase):
             x, padding_mask = source.x, source.padding_mask  # [S', B, C], [B, S']
             has_padding = bool(padding_mask.any())
             kept_positions = [source.positions]
-        mask = padding_mask if has_padding else None
-        for index in range(1, len(self.layers)):
-            if index > 1:
-                decider.decide(index, x, padding_mask)
-            x = self.layers[index](x, encoder_padding_mask=mask, rows=decider.encoder_rows(index))
-            if return_all_hiddens:
-                states.append(x)
-        if len(self.layers) > 1:
-            decider.decide(len(self.layers), x, padding_mask)
+        x = self._run_upper_layers(x, padding_mask if has_padding else None, decider, states, return_all_hiddens)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if decision_log is not None:
@@ -145,6 +137,21 @@ class SwitchableEncoder(TransformerEncoderBase):
             "kept_positions": kept_positions,
             "source_length": [src_tokens.size(1)],
         }
+
+    def _run_upper_layers(
+        self, x: Tensor, mask: Optional[Tensor], decider: "Decider", states: List[Tensor], return_all_hiddens: bool
+    ) -> Tensor:
+        """Runs layers 2..L along the decided path: [S', B, C] -> [S', B, C]; appends the hidden states if wanted."""
+        padding_mask = x.new_zeros(x.size(1), x.size(0), dtype=torch.bool) if mask is None else mask
+        for index in range(1, len(self.layers)):
+            if index > 1:
+                decider.decide(index, x, padding_mask)
+            x = self.layers[index](x, encoder_padding_mask=mask, rows=decider.encoder_rows(index))
+            if return_all_hiddens:
+                states.append(x)
+        if len(self.layers) > 1:
+            decider.decide(len(self.layers), x, padding_mask)
+        return x
 
     def forward_torchscript(self, net_input: Dict[str, Tensor]) -> Dict[str, list]:
         """What fairseq's generators call; always the deployed path."""

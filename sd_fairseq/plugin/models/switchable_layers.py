@@ -32,7 +32,19 @@ class LayerRows(NamedTuple):
     beam: int = 1
 
 
-class SwitchableEncoderLayer(TransformerEncoderLayerBase):
+class FeedForwardSublayer:
+    """The feed-forward sub-layer, alike in both stacks."""
+
+    def run_ffn(self, x: Tensor, _: KeptRows = None) -> Tensor:
+        """Feed-forward with its residual and LayerNorm: [T, K, C] -> [T, K, C]."""
+        residual = x
+        x = self.final_layer_norm(x) if self.normalize_before else x  # type: ignore[attr-defined]
+        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))  # type: ignore[attr-defined]
+        x = self.residual_connection(self.dropout_module(self.fc2(x)), residual)  # type: ignore[attr-defined]
+        return x if self.normalize_before else self.final_layer_norm(x)  # type: ignore[attr-defined]
+
+
+class SwitchableEncoderLayer(FeedForwardSublayer, TransformerEncoderLayerBase):
     """An encoder layer whose two sub-layers run for the rows that keep them.
 
     Args:
@@ -85,16 +97,8 @@ class SwitchableEncoderLayer(TransformerEncoderLayerBase):
         x = self.residual_connection(self.dropout_module(x), residual)
         return x if self.normalize_before else self.self_attn_layer_norm(x)
 
-    def run_ffn(self, x: Tensor, _: KeptRows = None) -> Tensor:
-        """Feed-forward with its residual and LayerNorm: [S, K, C] -> [S, K, C]."""
-        residual = x
-        x = self.final_layer_norm(x) if self.normalize_before else x
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        x = self.residual_connection(self.dropout_module(self.fc2(x)), residual)
-        return x if self.normalize_before else self.final_layer_norm(x)
 
-
-class SwitchableDecoderLayer(TransformerDecoderLayerBase):
+class SwitchableDecoderLayer(FeedForwardSublayer, TransformerDecoderLayerBase):
     """A decoder layer whose sub-layers run for the rows that keep them, with caches of those rows only.
 
     Args:
@@ -219,11 +223,3 @@ class SwitchableDecoderLayer(TransformerDecoderLayerBase):
                 weights = weights.reshape(weights.size(0), kept, steps, -1)
         x = self.residual_connection(self.dropout_module(x), residual)
         return (x if self.normalize_before else self.encoder_attn_layer_norm(x)), weights
-
-    def run_ffn(self, x: Tensor, _: KeptRows = None) -> Tensor:
-        """Feed-forward with its residual and LayerNorm: [T, K, C] -> [T, K, C]."""
-        residual = x
-        x = self.final_layer_norm(x) if self.normalize_before else x
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        x = self.residual_connection(self.dropout_module(self.fc2(x)), residual)
-        return x if self.normalize_before else self.final_layer_norm(x)
