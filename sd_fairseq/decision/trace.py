@@ -1,5 +1,7 @@
 """The decision trace: one JSON line per generated example, with its path, lengths, FLOPs and time.
 
+Every figure of "Switchable Decision" (ICML 2024, Table 10: skip rates; FLOPs columns) is a mean over such records.
+
 A site's string has one character a layer, layer 1 first: '1' kept, '0' skipped, '=' outside the decision space.
 """
 
@@ -7,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-import tempfile
+import re
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 SITE_FIELDS = (
     "encoder_attention",
@@ -19,6 +22,7 @@ SITE_FIELDS = (
     "decoder_cross_attention",
     "decoder_ffn",
 )
+POSITIVE_COUNTS = ("source_tokens", "kept_source_tokens", "beam", "flops_generation_dense", "flops_paper_dense")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def from_json_line(line: str) -> TraceRecord:
     """Reads one JSON line.
 
     Raises:
-        ValueError: not JSON, not an object, a missing, unknown or wrongly typed field.
+        ValueError: not JSON, not an object, a missing, unknown or wrongly typed field, an impossible value.
     """
     try:
         values = json.loads(line)
@@ -102,20 +106,42 @@ def from_json_line(line: str) -> TraceRecord:
     for name, kind in known.items():
         if not isinstance(values[name], accepted[str(kind)]) or isinstance(values[name], bool):
             raise ValueError(f"field {name!r} is {values[name]!r}, expected {kind}")
+    _check_values(values)
     return TraceRecord(**values)
+
+
+def _check_values(values: Dict[str, Any]) -> None:
+    """Refuses values that no generation can have; a wrong one would spoil every mean without a sign."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            continue
+        least = 1 if name in POSITIVE_COUNTS else 0
+        if not least <= value < math.inf:  # also refuses NaN
+            raise ValueError(f"field {name!r} is {value!r}, expected at least {least}")
+    if values["kept_source_tokens"] > values["source_tokens"]:
+        raise ValueError(f"keeps {values['kept_source_tokens']} of {values['source_tokens']} source tokens")
+    for site in SITE_FIELDS:
+        if set(values[site]) - set("01="):
+            raise ValueError(f"field {site!r} is {values[site]!r}, expected only '0', '1' and '='")
+    for stack in ("encoder", "decoder"):
+        depths = {site: len(values[site]) for site in SITE_FIELDS if site.startswith(stack)}
+        if len(set(depths.values())) > 1:
+            raise ValueError(f"the {stack}'s sites differ in their number of layers: {depths}")
+    if not re.fullmatch("keep|(last|uniform):[1-9][0-9]?", values["token_strategy"]):
+        found = values["token_strategy"]
+        raise ValueError(f"field 'token_strategy' is {found!r}, expected 'keep', 'last:PERCENT' or 'uniform:PERCENT'")
 
 
 def write_trace(path: str, records: Sequence[TraceRecord]) -> None:
     """Writes a trace beside its place and renames it, so that the file is whole or absent."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, part = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
+    part = f"{path}.{os.getpid()}.part"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as text:
+        with open(part, "w", encoding="utf-8") as text:
             text.writelines(to_json_line(record) + "\n" for record in records)
         os.replace(part, path)
-    except BaseException:
-        os.remove(part)
-        raise
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
 
 
 def read_trace(path: str) -> List[TraceRecord]:
@@ -126,10 +152,10 @@ def read_trace(path: str) -> List[TraceRecord]:
         OSError: the file cannot be read.
     """
     records = []
-    with open(path, encoding="utf-8") as text:
-        for number, line in enumerate(text, start=1):
+    with open(path, "rb") as lines:  # decoded line by line, so that bytes which are no text are named by line too
+        for number, line in enumerate(lines, start=1):
             try:
-                records.append(from_json_line(line))
+                records.append(from_json_line(line.decode("utf-8")))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     if not records:

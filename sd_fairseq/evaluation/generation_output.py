@@ -1,9 +1,12 @@
-"""Reads what fairseq-generate printed: sources (S-), references (T-) and best hypotheses (D-) by example id."""
+"""Reads what fairseq-generate printed: sources (S-), references (T-) and best hypotheses (D-) by example id.
+
+The texts of the ROUGE rows of "Switchable Decision" (ICML 2024, section 4).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from dataclasses import dataclass, field
+from typing import Dict, List, Sequence, Tuple
 
 
 @dataclass(frozen=True)
@@ -13,10 +16,12 @@ class GenerationOutput:
     Args:
         hypotheses: id -> best hypothesis, detokenised; may be empty.
         references: id -> reference.
+        sources: id -> source; empty where fairseq-generate printed none.
     """
 
     hypotheses: Dict[int, str]
     references: Dict[int, str]
+    sources: Dict[int, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> List[int]:
@@ -28,40 +33,55 @@ def read_generation(paths: Sequence[str]) -> GenerationOutput:
     """Reads one output, or the outputs of several shards.
 
     Args:
-        paths: files with fairseq-generate's standard output.
+        paths: files with fairseq-generate's standard output, or its ``generate-<subset>.txt``.
 
     Raises:
-        ValueError: no hypotheses, a hypothesis without reference or the reverse, an id in two shards, a malformed line.
+        ValueError: no hypotheses, a hypothesis without reference or the reverse, an id that stands twice, a malformed
+            line, a last line that breaks off.
         OSError: a file cannot be read.
     """
-    hypotheses: Dict[int, str] = {}
-    references: Dict[int, str] = {}
+    merged = GenerationOutput({}, {}, {})
     for path in paths:
         shard = _read_shard(path)
-        both = sorted(set(hypotheses) & set(shard.hypotheses))
+        both = sorted(set(merged.hypotheses) & set(shard.hypotheses))
         if both:
             raise ValueError(f"{path}: example {both[0]} stands in another shard too ({len(both)} such examples)")
-        hypotheses.update(shard.hypotheses)
-        references.update(shard.references)
-    return GenerationOutput(hypotheses, references)
+        merged.hypotheses.update(shard.hypotheses)
+        merged.references.update(shard.references)
+        merged.sources.update(shard.sources)
+    return merged
 
 
 def _read_shard(path: str) -> GenerationOutput:
-    hypotheses: Dict[int, str] = {}
-    references: Dict[int, str] = {}
-    with open(path, encoding="utf-8") as text:
-        for number, line in enumerate(text, start=1):
-            if line[:2] not in ("D-", "T-"):
+    texts: Dict[str, Dict[int, str]] = {"D-": {}, "T-": {}, "S-": {}}
+    with open(path, "rb") as lines:  # in bytes only a line feed ends a line; a text may hold other separators
+        for number, line in enumerate(lines, start=1):
+            kind, identity, text = _split_line(line, f"{path}:{number}")
+            if kind not in texts:
                 continue
-            parts = line.rstrip("\n").split("\t", 2 if line[0] == "D" else 1)
-            if not parts[0][2:].isdigit() or len(parts) != (3 if line[0] == "D" else 2):
-                raise ValueError(f"{path}:{number}: malformed line {line.rstrip()[:60]!r}")
-            found = hypotheses if line[0] == "D" else references
-            found.setdefault(int(parts[0][2:]), parts[-1])  # of several hypotheses the first is the best
+            if kind == "T-" and identity in texts[kind]:
+                raise ValueError(f"{path}:{number}: example {identity} stands twice; two outputs in one file?")
+            texts[kind].setdefault(identity, text)  # of several hypotheses the first is the best
+    hypotheses, references = texts["D-"], texts["T-"]
     if not hypotheses:
         raise ValueError(f"{path}: holds no hypotheses (lines 'D-<id>'), expected fairseq-generate's output")
     odd = sorted(set(hypotheses) ^ set(references))
     if odd:
         missing = "reference" if odd[0] in hypotheses else "hypothesis"
         raise ValueError(f"{path}: example {odd[0]} has no {missing} ({len(odd)} such examples); truncated output?")
-    return GenerationOutput(hypotheses, references)
+    return GenerationOutput(hypotheses, references, texts["S-"])
+
+
+def _split_line(line: bytes, place: str) -> Tuple[str, int, str]:
+    """Returns the line's kind, id and text; the kind is empty where the line is none of S-, T- and D-."""
+    if not line.endswith(b"\n"):
+        raise ValueError(f"{place}: the last line breaks off; truncated output?")
+    if line[:2] not in (b"S-", b"T-", b"D-"):
+        return "", 0, ""
+    try:
+        parts = line.decode("utf-8").rstrip("\r\n").split("\t", 2 if line[:1] == b"D" else 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8 text ({error})") from error
+    if not parts[0][2:].isdigit() or len(parts) != (3 if line[:1] == b"D" else 2):
+        raise ValueError(f"{place}: malformed line {parts[0][:60]!r}")
+    return parts[0][:2], int(parts[0][2:]), parts[-1]

@@ -1,6 +1,7 @@
 """``sd-report``: dense, switchable and other systems side by side, from generate outputs and decision traces.
 
-Prints one table with signatures and writes ``report.json``, ``skip_heatmap.png`` and ``tradeoff.png``.
+Prints one table with signatures and writes ``report.json``, ``skip_heatmap.png`` and ``tradeoff.png``: the columns of
+"Switchable Decision" (ICML 2024, section 4) with intervals, and what stands behind its means.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -24,6 +26,7 @@ from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.version import __version__
 
 RESAMPLES = 5000
+RESERVED_NAMES = ("signature", "data")  # keys of report.json beside the systems
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,19 @@ class System:
     name: str
     output: GenerationOutput
     records: List[TraceRecord]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses names that would stand for two things in the report.
+
+    Raises:
+        ValueError: a name that repeats or is a key of the report itself.
+    """
+    if len(set(names)) != len(names):
+        raise ValueError(f"system names must differ, found {', '.join(names)}")
+    for name in names:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"a system cannot be called {name!r}, which is a key of report.json")
 
 
 def read_system(name: str, outputs: str, traces: str) -> System:
@@ -150,9 +166,11 @@ def render(report: Dict[str, Any], names: Sequence[str]) -> str:
         row += [f"{system['flops_generation']:.3f}", f"{system['flops_paper']:.3f}"]
         row += [f"{system['gflops_per_example']:.4f}", f"{system['seconds']:.1f}"]
         row += [f"{100 * system['skip_rates'][site]:.1f}" if site in system["skip_rates"] else "-" for site in sites]
-        rows.append(row + [str(system["distinct_paths"])])
+        row += [str(system["distinct_paths"]), f"{100 * system['top_path_share']:.1f}"]
+        rows.append(row + [f"{system['path_entropy']:.2f}"])
     headers = ["system", "R-1", "R-2", "R-L", "FLOPs\ngeneration", "FLOPs\npaper", "GFLOPs\n/example", "seconds"]
     headers += ["skip %\n" + site.replace("_", "\n") for site in sites] + ["distinct\npaths"]
+    headers += ["top path\n%", "paths'\nentropy\n(bits)"]
     lines = [tabulate(rows, headers, disable_numparse=True), ""]
     for name in names[1:]:
         test = report[name]["rougeL_minus_dense"]
@@ -164,16 +182,25 @@ def render(report: Dict[str, Any], names: Sequence[str]) -> str:
 
 
 def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, title: str) -> None:
-    """Writes the pictures and, last, ``report.json``; each beside its place and renamed."""
+    """Writes the pictures and ``report.json``; all are made beside their place before the first is renamed.
+
+    Raises:
+        OSError: the folder or a file in it cannot be written; what stood there stays.
+    """
     os.makedirs(folder, exist_ok=True)
     systems = {name: report[name] for name in names}
     shown = "switchable" if "switchable" in systems else names[-1]
-    draw_skip_heatmap(systems[shown], f"{title}: {shown}", os.path.join(folder, "skip_heatmap.png"))
-    draw_tradeoff(systems, title, os.path.join(folder, "tradeoff.png"))
-    target = os.path.join(folder, "report.json")
-    with open(target + ".part", "w", encoding="utf-8") as text:
-        json.dump(report, text, indent=1)
-    os.replace(target + ".part", target)
+    files = ("skip_heatmap.png", "tradeoff.png", "report.json")
+    blocked = [name for name in files if os.path.isdir(os.path.join(folder, name))]
+    if blocked:
+        raise IsADirectoryError(f"{os.path.join(folder, blocked[0])} is a folder, expected a file or nothing")
+    with tempfile.TemporaryDirectory(prefix=".report.", dir=folder) as made:
+        draw_skip_heatmap(systems[shown], f"{title}: {shown}", os.path.join(made, "skip_heatmap.png"))
+        draw_tradeoff(systems, title, os.path.join(made, "tradeoff.png"))
+        with open(os.path.join(made, "report.json"), "w", encoding="utf-8") as text:
+            json.dump(report, text, indent=1)
+        for name in files:
+            os.replace(os.path.join(made, name), os.path.join(folder, name))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -204,17 +231,16 @@ def main(argv: Optional[List[str]] = None) -> int:
     files += [(name, *getattr(args, name)) for name in ("switchable", "random") if getattr(args, name)]
     files += [tuple(added) for added in args.add]
     try:
-        if len({name for name, _, _ in files}) != len(files):
-            raise ValueError(f"system names must differ, found {', '.join(name for name, _, _ in files)}")
+        check_names([name for name, _, _ in files])
         load_pyplot()
         systems = [read_system(*one) for one in files]
         check_same_examples(systems)
         report = build_report(systems, args.data_name)
+        names = [system.name for system in systems]
+        write_report(report, names, args.output_dir, args.title)
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
-    names = [system.name for system in systems]
-    write_report(report, names, args.output_dir, args.title)
     print(render(report, names))
     return 0
 

@@ -1,7 +1,7 @@
-"""What a set of decisions amounts to: skip rates by site and layer, token strategies, paths, FLOPs (Table 10).
+"""What a set of decisions amounts to: skip rates by site and layer, token strategies, paths, FLOPs.
 
-A mean skip rate hides a collapsed policy, so the number of distinct paths and the share of the most frequent one
-stand beside every mean.
+Source: "Switchable Decision" (ICML 2024), Table 10, whose columns are means over such figures. A mean skip rate hides a
+collapsed policy, so the number of distinct paths, the share of the most frequent one and the entropy stand beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class SkipReport:
         path_entropy: in bits.
         flops_generation, flops_paper: mean over examples of the FLOPs relative to the dense path of the same example.
         gflops_per_example: mean absolute FLOPs of generation, 1e9.
+        gflops_per_example_dense: the same of the examples' dense paths; the quotient is the ratio of the sums.
         seconds: of the whole generation.
     """
 
@@ -41,6 +42,7 @@ class SkipReport:
     flops_generation: float
     flops_paper: float
     gflops_per_example: float
+    gflops_per_example_dense: float
     seconds: float
 
 
@@ -49,7 +51,11 @@ def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
 
     Args:
         records: of one model; at least one.
+
+    Raises:
+        ValueError: records of models with different numbers of layers.
     """
+    _check_one_model(records)
     by_layer = {site: _rates_by_layer([getattr(record, site) for record in records]) for site in _sites(records)}
     rates = {"token": _mean([1 - record.kept_source_tokens / record.source_tokens for record in records])}
     for site, layers in by_layer.items():
@@ -69,8 +75,19 @@ def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
         flops_generation=_mean([record.relative_flops_generation for record in records]),
         flops_paper=_mean([record.relative_flops_paper for record in records]),
         gflops_per_example=_mean([record.flops_generation for record in records]) / 1e9,
+        gflops_per_example_dense=_mean([record.flops_generation_dense for record in records]) / 1e9,
         seconds=sum(record.seconds for record in records),
     )
+
+
+def _check_one_model(records: Sequence[TraceRecord]) -> None:
+    first = records[0]
+    for record in records:
+        for site in SITE_FIELDS:
+            depth, found = len(getattr(first, site)), len(getattr(record, site))
+            if depth != found:
+                pair = f"examples {first.id} and {record.id}"
+                raise ValueError(f"{pair} come from different models: {depth} and {found} layers ({site})")
 
 
 def _sites(records: Sequence[TraceRecord]) -> List[str]:

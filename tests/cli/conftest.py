@@ -22,19 +22,19 @@ TRAINING = [
     *("--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "1024", "--seed", "1", "--cpu", "--num-workers", "0"),
     *("--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "1"),
 ]
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion"]
 
 
 def fairseq(command, *arguments, check=True, stdin=""):
     """Runs a fairseq command as a user would; returns the finished process."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, "-m", f"fairseq_cli.{command}", *map(str, arguments)],
         input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         universal_newlines=True,
-        env=environment,
+        env=ENVIRONMENT,
         timeout=300,
     )
     if check:
@@ -98,6 +98,7 @@ class Pipeline:
 
     binarise = staticmethod(binarise)
     fairseq = staticmethod(fairseq)
+    environment = ENVIRONMENT
     task = TASK
     training = [*SIZE, *TRAINING]
 

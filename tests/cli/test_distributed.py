@@ -31,6 +31,7 @@ def train_two_workers(pipeline, name):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             universal_newlines=True,
+            env=pipeline.environment,  # as many threads as the single worker: sums in the same order
         )
         for rank in (0, 1)
     ]

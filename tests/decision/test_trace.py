@@ -45,6 +45,40 @@ def test_a_malformed_line_is_named(tmp_path, change, reason):
     assert f"{path}:2:" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"source_tokens": 0, "kept_source_tokens": 0}, "'source_tokens' is 0"),
+        ({"kept_source_tokens": 61}, "keeps 61 of 60"),
+        ({"flops_paper_dense": 0}, "'flops_paper_dense' is 0"),
+        ({"seconds": float("nan")}, "'seconds' is nan"),
+        ({"seconds": -1.0}, "'seconds' is -1.0"),
+        ({"encoder_ffn": "=1x1"}, "'encoder_ffn' is '=1x1'"),
+        ({"decoder_ffn": "111"}, "decoder's sites differ"),
+        ({"token_strategy": "first:30"}, "'token_strategy' is 'first:30'"),
+        ({"token_strategy": "last:0"}, "'token_strategy' is 'last:0'"),
+    ],
+)
+def test_a_value_that_no_generation_has_is_refused(tmp_path, change, reason):
+    path = tmp_path / "trace.jsonl"
+    write_trace(str(path), [make_record(0), make_record(1, **change)])
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_trace(str(path))
+    assert f"{path}:2:" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(to_json_line(make_record(0)).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(ValueError, match="trace.jsonl:2:.*utf-8"):
+        read_trace(str(path))
+
+
+def test_relative_flops_are_of_the_same_example():
+    record = make_record(0, flops_generation=600, flops_generation_dense=800, flops_paper=1, flops_paper_dense=4)
+    assert (record.relative_flops_generation, record.relative_flops_paper) == (0.75, 0.25)
+
+
 def test_an_empty_trace_is_refused(tmp_path):
     (tmp_path / "trace.jsonl").write_text("")
     with pytest.raises(ValueError, match="no records"):
@@ -55,3 +89,11 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_trace(str(tmp_path / "trace.jsonl"), [make_record(0), make_record(1, generation=b"bytes")])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_former_trace(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    write_trace(str(path), [make_record(0)])
+    with pytest.raises(TypeError):
+        write_trace(str(path), [make_record(1, generation=b"bytes")])
+    assert read_trace(str(path)) == [make_record(0)] and [one.name for one in tmp_path.iterdir()] == ["trace.jsonl"]

@@ -2,14 +2,15 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 
 import pytest
 from traces import make_record, make_texts, spoil, write_output
 
-from sd_fairseq.decision.trace import write_trace
-from sd_fairseq.evaluation.report import compare_with_dense, read_system
+from sd_fairseq.decision.trace import SITE_FIELDS, write_trace
+from sd_fairseq.evaluation.report import compare_with_dense, main, read_system
 from sd_fairseq.evaluation.skip_report import summarise_trace
 
 COUNT = 60
@@ -56,6 +57,8 @@ def test_skip_rates_of_a_known_set_equal_the_hand_count():
     assert report.distinct_paths == 3 and report.top_path_share == 0.5
     assert report.path_entropy == pytest.approx(0.5 + 2 * 0.25 * 2)
     assert report.flops_generation == pytest.approx((3 * 0.9 + 0.5) / 4)
+    assert report.gflops_per_example == pytest.approx((3 * 900 + 500) / 4 / 1e9)
+    assert report.gflops_per_example_dense == pytest.approx(1000 / 1e9)
     assert report.seconds == 2.0
     assert "decoder_cross_attention" not in report.skip_rates
 
@@ -64,6 +67,28 @@ def test_cross_attention_is_reported_where_it_is_apart():
     report = summarise_trace([make_record(0, decoder_cross_attention="011=")])
     assert report.skip_rates["decoder_cross_attention"] == pytest.approx(1 / 3)
     assert report.skip_rates["decoder_attention"] == 0.0
+
+
+def test_rates_of_random_decisions_equal_a_count_over_all_records():
+    generator = random.Random(4)
+    columns = ["=" + "".join(generator.choices("01", k=3)) for _ in range(200)]
+    report = summarise_trace([make_record(index, encoder_attention=column) for index, column in enumerate(columns)])
+    assert report.skip_rates["encoder_attention"] == pytest.approx("".join(columns).count("0") / 600)
+    assert report.distinct_paths == len(set(columns))
+    assert 0 < report.path_entropy <= 3 and report.top_path_share >= 1 / 8
+
+
+def test_a_dense_trace_has_no_rates_but_the_tokens():
+    report = summarise_trace(
+        [make_record(0, **{site: "====" for site in SITE_FIELDS}), make_record(1, **{s: "====" for s in SITE_FIELDS})]
+    )
+    assert report.skip_rates == {"token": 0.0} and report.skip_rates_by_layer["encoder_ffn"] == [None] * 4
+    assert (report.distinct_paths, report.top_path_share, report.path_entropy) == (1, 1.0, 0.0)
+
+
+def test_records_of_different_models_are_refused():
+    with pytest.raises(ValueError, match="examples 0 and 1 come from different models: 4 and 6 layers"):
+        summarise_trace([make_record(0), make_record(1, encoder_attention="=11111", encoder_ffn="=11111")])
 
 
 def test_a_system_against_itself_differs_by_nothing(files):
@@ -90,7 +115,8 @@ def test_the_command_prints_a_table_and_writes_report_and_pictures(files):
     for name in ("dense", "switchable", "random"):
         assert report[name]["rougeL_interval"][0] <= report[name]["rougeL"] <= report[name]["rougeL_interval"][1]
         assert name in finished.stdout and math.isfinite(report[name]["rouge2"])
-    assert report["signature"] in finished.stdout
+        assert report[name]["path_entropy"] == 0.0 and report[name]["top_path_share"] == 1.0
+    assert report["signature"] in finished.stdout and "top path" in finished.stdout and "entropy" in finished.stdout
 
 
 @pytest.mark.parametrize("fault", ["ids", "references", "trace", "missing"])
@@ -113,3 +139,61 @@ def test_files_that_do_not_belong_together_are_refused(files, fault):
         fault
     ] in finished.stderr
     assert not (files / "out").exists()
+
+
+def pair(files, name):
+    return [str(files / f"{name}.gen"), str(files / f"{name}.trace")]
+
+
+def refuse(capsys, words, *given):
+    """Runs the command in this process; it must fail with one line that holds the words."""
+    assert main(list(given)) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and len(shown.err.strip().splitlines()) == 1 and words in shown.err
+
+
+@pytest.mark.parametrize("name, words", [("signature", "key of report.json"), ("data", "key"), ("dense", "differ")])
+def test_a_name_that_stands_for_something_else_is_refused(files, capsys, name, words):
+    added = ["--add", name, *pair(files, "switchable")]
+    refuse(capsys, words, "--dense", *pair(files, "dense"), *added, "--output-dir", str(files / "out"))
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("blocked", ["out", "out/tradeoff.png"])
+def test_a_place_that_cannot_be_written_gets_no_file_at_all(files, capsys, blocked):
+    if blocked == "out":
+        (files / "out").write_text("mine")
+    else:
+        (files / "out" / "tradeoff.png").mkdir(parents=True)
+    before = sorted(files.rglob("*"))
+    systems = ["--dense", *pair(files, "dense"), "--switchable", *pair(files, "switchable")]
+    refuse(capsys, str(files / blocked), *systems, "--output-dir", str(files / "out"))
+    assert sorted(files.rglob("*")) == before
+
+
+def test_missing_matplotlib_is_named_with_its_extra(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refuse(capsys, "sd_fairseq[plots]", "--dense", *pair(files, "dense"), "--output-dir", str(files / "out"))
+    assert not (files / "out").exists()
+
+
+def test_shards_of_one_system_make_the_same_report_as_the_whole(files, capsys):
+    references = make_texts(COUNT)
+    hypotheses = spoil(references, 0.32)
+    for shard in (0, 1):
+        part = {index: text for index, text in hypotheses.items() if index % 2 == shard}
+        write_output(files / f"{shard}.gen", part, references)
+        write_trace(str(files / f"{shard}.trace"), [make_record(index, encoder_ffn="=010") for index in part])
+    shards = [",".join(str(files / f"{shard}.{kind}") for shard in (0, 1)) for kind in ("gen", "trace")]
+    systems = ["--dense", *pair(files, "dense"), "--switchable", *pair(files, "switchable"), "--add", "merged", *shards]
+    assert main([*systems, "--output-dir", str(files / "out")]) == 0
+    report = json.loads((files / "out" / "report.json").read_text())
+    assert report["merged"] == report["switchable"]
+
+
+def test_a_stack_of_fewer_layers_and_a_long_title_can_be_drawn(files):
+    deep = {"encoder_attention": "=" + "1" * 11, "encoder_ffn": "=" + "0" * 11}
+    write_trace(str(files / "switchable.trace"), [make_record(index, **deep) for index in range(COUNT)])
+    systems = ["--dense", *pair(files, "dense"), "--switchable", *pair(files, "switchable")]
+    assert main([*systems, "--title", "long " * 40, "--output-dir", str(files / "out")]) == 0
+    assert (files / "out" / "skip_heatmap.png").read_bytes()[:4] == b"\x89PNG"
