@@ -10,6 +10,7 @@
 #   7. report      table, report.json and pictures
 #
 # Usage: run.sh [OUT]   (default runs/demo). WARM_UPDATES, BASE_UPDATES, MORE_UPDATES set the length of the training,
+# POLICY_OPTIONS adds options to the training with a policy,
 # TEST_SUBSET the split that is generated (test by default), PYTHON the interpreter.
 set -euo pipefail
 
@@ -90,7 +91,8 @@ threads=$half
 train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}" &
 dense_job=$!
 train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion --sd-initial-keep 0.9 \
-  --sd-policy-lr 2e-4 --sd-tolerance 0.03 --sd-policy-freeze-update $((more_updates * 2 / 5)) "${continue[@]}" &
+  --sd-policy-lr 2e-4 --sd-tolerance 0.03 --sd-policy-freeze-update $((more_updates * 2 / 5)) \
+  "${continue[@]}" ${POLICY_OPTIONS:-} &
 side_by_side $! $dense_job
 threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
 

@@ -42,8 +42,11 @@ def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: 
         return float(expected_relative_flops("generation", shape, distribution, lengths).mean())
 
     low, high = 0.0, 1.0
-    if not expected(low) <= target <= expected(high):
-        raise ValueError(f"mean FLOPs {target:.3f} are outside {expected(low):.3f}..{expected(high):.3f}")
+    target = min(target, expected(high))  # a policy that skips nothing costs a little more than dense: itself
+    if target < expected(low):
+        raise ValueError(
+            f"mean FLOPs {target:.3f} are below {expected(low):.3f}, where random decisions skip everything"
+        )
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if expected(middle) < target else (low, middle)

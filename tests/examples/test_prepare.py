@@ -140,11 +140,11 @@ def test_prepares_what_fairseq_reads_and_only_once(small, tmp_path, capsys):
 def make_quickly(monkeypatch):
     """Leave out fairseq-preprocess, whose start takes seconds."""
 
-    def write_empty_files(folder):
-        os.mkdir(os.path.join(folder, "data-bin"))
-        for split in prepare.SPLITS:
+    def write_empty_files(folder, texts, splits, destination):
+        os.mkdir(os.path.join(folder, destination))
+        for split in splits:
             for name in ("source.bin", "source.idx", "target.bin", "target.idx"):
-                open(os.path.join(folder, "data-bin", "{}.source-target.{}".format(split, name)), "w").close()
+                open(os.path.join(folder, destination, "{}.source-target.{}".format(split, name)), "w").close()
 
     monkeypatch.setattr(prepare, "binarise", write_empty_files)
 
@@ -229,7 +229,7 @@ def test_failed_preprocessing_leaves_what_was_there(small, tmp_path, monkeypatch
     out = tmp_path / "out"
     prepare.prepare(str(small), str(out), 200, "unigram")
 
-    def fail(folder):
+    def fail(*_):
         raise prepare.DataError("fairseq-preprocess failed with exit code 1")
 
     monkeypatch.setattr(prepare, "binarise", fail)

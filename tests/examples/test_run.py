@@ -19,7 +19,8 @@ def test_the_demo_runs_and_reports_all_three_systems(tmp_path):
         "PYTHON": sys.executable,
         "WARM_UPDATES": "2",
         "BASE_UPDATES": "3",
-        "MORE_UPDATES": "4",
+        "MORE_UPDATES": "6",
+        "POLICY_OPTIONS": "--sd-mode fixed --sd-fixed-weight 50 --sd-policy-lr 0.05",  # skips within two updates
         "TEST_SUBSET": "valid",
         "PYTHONWARNINGS": "ignore",
     }
@@ -44,6 +45,7 @@ def test_the_demo_runs_and_reports_all_three_systems(tmp_path):
     assert set(report["switchable"]["skip_rates"]) == {
         "encoder_attention", "encoder_ffn", "decoder_attention", "decoder_ffn", "token",
     }  # fmt: skip
+    assert report["switchable"]["flops_generation"] < 0.99
     assert report["random"]["distinct_paths"] > 1
     assert {path.name for path in (tmp_path / "demo").glob("*.png")} == {"skip_heatmap.png", "tradeoff.png"}
     assert "ROUGE-L" in finished.stdout
