@@ -38,6 +38,7 @@ def run_kept_rows(
     x: Tensor,
     rows: KeptRows,
     skipped: Optional[Callable[[Tensor], Tensor]] = None,
+    dim: int = 1,
 ) -> Tensor:
     """Runs ``sublayer`` for the kept rows of ``x``.
 
@@ -46,6 +47,7 @@ def run_kept_rows(
         x: [T, B, C].
         rows: see :data:`KeptRows`.
         skipped: applied to the rows that skip; None = identity.
+        dim: where ``x`` has its rows; 0 for [B, C].
 
     Returns:
         [T, B, C]; ``x`` itself where no row keeps the sub-layer.
@@ -55,8 +57,8 @@ def run_kept_rows(
     passed = x if skipped is None else skipped(x)
     if rows.numel() == 0:
         return passed
-    computed = sublayer(x.index_select(1, rows), rows)  # [T, K, C]
-    return passed.index_copy(1, rows, computed.to(passed.dtype))
+    computed = sublayer(x.index_select(dim, rows), rows)  # [T, K, C]
+    return passed.index_copy(dim, rows, computed.to(passed.dtype))
 
 
 def select_rows(tensor: Optional[Tensor], rows: KeptRows, dim: int = 0) -> Optional[Tensor]:

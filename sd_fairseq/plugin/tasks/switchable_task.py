@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import partial
 from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq.data import FairseqDataset
 
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, update_backbone
 from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
+
+logger = logging.getLogger(__name__)
 
 
 class SwitchableTaskMixin:
@@ -18,6 +24,7 @@ class SwitchableTaskMixin:
 
     updates_policies = True
     policy_criterion: Optional[Any] = None
+    wrapper_checked = False
     trace_recorder: Optional[TraceRecorder] = None
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
@@ -37,6 +44,9 @@ class SwitchableTaskMixin:
         **extra,
     ) -> Any:
         """As fairseq's; a batch that only fills up a worker's share leaves no policy gradient behind."""
+        if not self.wrapper_checked:
+            check_unused_parameters(model)
+            self.wrapper_checked = True
         policy_criterion = self.policy_criterion
         if policy_criterion is not None:
             policy_criterion.update = update_num
@@ -51,9 +61,10 @@ class SwitchableTaskMixin:
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Moves the backbone (unless only the policy learns yet), then the policy."""
-        if self.policy_criterion is None or not self.policy_criterion.backbone_is_frozen():
-            super().optimizer_step(optimizer, model, update_num)  # type: ignore[misc]
-        if self.policy_criterion is not None:
+        frozen = self.policy_criterion is not None and self.policy_criterion.backbone_is_frozen()
+        step = partial(super().optimizer_step, optimizer, model, update_num)  # type: ignore[misc]
+        counts = update_backbone(step, optimizer, frozen)
+        if self.policy_criterion is not None and counts:
             self.policy_criterion.update_policy(model)
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
@@ -80,14 +91,28 @@ class SwitchableTaskMixin:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
 
     def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
-        """As fairseq's, with n-gram blocking that works without its CUDA extension."""
+        """As fairseq's, on the fast model unless an option needs fairseq's; n-grams are blocked without CUDA too."""
         generator = super().build_generator(models, args, *more, **kwargs)  # type: ignore[misc]
+        self._run_fast(generator, models, args)
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
         if size > 0 and hasattr(generator, "repeat_ngram_blocker"):
             generator.repeat_ngram_blocker = NGramBlocker(size)
         if self.trace_recorder is not None:
             self.trace_recorder.describe_generation(args, generator)
         return generator
+
+    def _run_fast(self, generator: Any, models: List[Any], args: Any) -> None:
+        """Gives a generator the fast model (``--sd-generator fast``) where every option of the search allows it."""
+        dtype = getattr(self.cfg, "sd_generation_dtype", "model")  # type: ignore[attr-defined]
+        wanted = getattr(self.cfg, "sd_generator", "fast") == "fast"  # type: ignore[attr-defined]
+        reason = why_not_fast(models, args) if wanted else "--sd-generator fairseq"
+        if reason is None:
+            generator.model = FastModel(models[0], dtype)
+            generator.model.set_decoder_beam_size(generator.beam_size)
+        elif dtype != "model":
+            raise InputError(f"--sd-generation-dtype {dtype} needs the fast generator, found {reason}")
+        elif wanted and hasattr(models[0], "space"):
+            logger.info("fairseq's own generator is used: %s", reason)
 
     def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
         """As fairseq's; with ``--sd-trace`` it also records decisions, lengths, FLOPs and time."""

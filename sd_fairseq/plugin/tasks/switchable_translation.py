@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation.fast_model import DTYPES
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
+
+GENERATORS = ("fast", "fairseq")
 
 
 @dataclass
@@ -27,6 +31,17 @@ class SwitchableTranslationConfig(TranslationConfig):
         metadata={
             "help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"
         },
+    )
+    sd_generator: ChoiceEnum(GENERATORS) = field(
+        default="fast",
+        metadata={
+            "help": "how models run in a search: fast (packed weights, caches written in place, a skipped sub-layer is "
+            "not touched) or fairseq (as fairseq runs them); the hypotheses are the same"
+        },
+    )
+    sd_generation_dtype: ChoiceEnum(list(DTYPES)) = field(
+        default="model",
+        metadata={"help": "precision of the fast generator's weights and activations; model = the checkpoint's own"},
     )
 
 

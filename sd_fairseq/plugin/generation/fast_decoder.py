@@ -1,0 +1,233 @@
+"""The decoder of a search: one step for all hypotheses, caches written in place, skipped sub-layers not touched.
+
+Rows stand in the order of *slots*, hypotheses of a sentence together. A sentence that is finished leaves its slot to
+the last one, so one sentence's caches move and not all of them; the search's own order is translated at the door.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend
+from sd_fairseq.execution.sublayers import KeptRows, run_kept_rows
+from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, token_rows
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
+
+
+class CrossAttentionCache:
+    """Keys and values of the source, for the sentences that keep one layer's cross-attention.
+
+    Args:
+        layer: its weights.
+        source: the encoder's output.
+        kept: the sentences, ascending, or None for all.
+    """
+
+    def __init__(self, layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]):
+        sentences = torch.tensor(kept, dtype=torch.long) if kept is not None else None
+        rows = token_rows(sentences, source.lengths)
+        x = source.x if rows is None else source.x.index_select(0, rows.to(source.x.device))
+        lengths = source.lengths if kept is None else [source.lengths[one] for one in kept]
+        both = layer.cross_keys_values(x)  # [N', 2C]
+        longest = max(lengths)
+        self.mask: Optional[Tensor] = None
+        if min(lengths) < longest:
+            both = torch.nn.utils.rnn.pad_sequence(list(both.split(lengths)), batch_first=True)  # [K, S', 2C]
+            padding = torch.arange(longest).unsqueeze(0) >= torch.tensor(lengths).unsqueeze(1)
+            mask = torch.zeros(padding.size()).masked_fill(padding, float("-inf"))
+            self.mask = mask.to(both).view(len(lengths), 1, 1, longest)
+        both = both.view(len(lengths), longest, 2, layer.heads, layer.head_dim)
+        self.keys = both[:, :, 0].permute(0, 2, 3, 1).contiguous()  # [K, H, D, S']
+        self.values = both[:, :, 1].transpose(1, 2).contiguous()  # [K, H, S', D]
+
+    def attend(self, queries: Tensor) -> Tensor:
+        """Attends over the source: [K, beam, H, D] -> [K * beam, C]."""
+        return attend(queries, self.keys, self.values, self.mask)
+
+    def move(self, target: int, source: int, count: int) -> None:
+        """Puts sentence ``source`` in the place of ``target`` and keeps the first ``count`` sentences."""
+        if target != source:
+            for part in (self.keys, self.values, self.mask):
+                if part is not None:
+                    part[target] = part[source]
+        self.keys, self.values = self.keys[:count], self.values[:count]
+        self.mask = None if self.mask is None else self.mask[:count]
+
+
+class LayerSearch:
+    """One decoder layer during a search: its weights, its caches, and who keeps what.
+
+    Args:
+        layer: its weights.
+        source: the encoder's output.
+        beam: hypotheses a sentence.
+        index: of the layer, from 0.
+        keeps_norm: a skipped sub-layer still applies its LayerNorm.
+    """
+
+    def __init__(self, layer: LayerWeights, source: EncodedSource, beam: int, index: int, keeps_norm: bool):
+        self.layer, self.beam, self.keeps_norm = layer, beam, keeps_norm
+        decisions, device = source.decisions, source.x.device
+        attention, cross = decisions.decoder_attention[:, index], decisions.decoder_cross_attention[:, index]
+        self.slots = [Slots(kept_list(keep)) for keep in (attention, cross, decisions.decoder_ffn[:, index])]
+        self.self_cache: Optional[SelfAttentionCache] = None
+        self.cross_cache: Optional[CrossAttentionCache] = None
+        kept = int(attention.sum())
+        if kept:
+            self.self_cache = SelfAttentionCache(kept, layer.heads, layer.head_dim, beam, source.x)
+        if bool(cross.any()):
+            self.cross_cache = CrossAttentionCache(layer, source, self.slots[1].kept)
+        self._find_rows(device)
+
+    def _find_rows(self, device: torch.device) -> None:
+        self.attention_rows, self.cross_rows, self.ffn_rows = (one.rows(self.beam, device) for one in self.slots)
+        kept = self.slots[0].kept
+        self.attention_slots = None if kept is None else torch.tensor(kept, dtype=torch.long, device=device)
+
+    def remove(self, slot: int, last: int, device: torch.device) -> None:
+        """Takes a finished sentence out; arguments as :meth:`Slots.remove`."""
+        moves = [slots.remove(slot, last) for slots in self.slots]
+        if self.self_cache is not None:
+            self.self_cache.move(*moves[0])
+        if self.cross_cache is not None:
+            self.cross_cache.move(*moves[1])
+        self._find_rows(device)
+
+    def run(self, x: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
+        """Runs one step: [R, C] -> [R, C]; ``mask`` is :meth:`AncestryMask.upto`'s."""
+        layer = self.layer
+        norms: Tuple[Any, Any, Any] = (None, None, None)
+        if self.keeps_norm:
+            norms = (layer.attention_residual.norm, layer.cross_residual.norm, layer.ffn_residual.norm)
+
+        def attention(part: Tensor, _: KeptRows) -> Tensor:
+            return layer.attention_residual(part, lambda y: self._self_attention(y, step, mask))
+
+        def cross(part: Tensor, _: KeptRows) -> Tensor:
+            return layer.cross_residual(part, self._cross_attention)
+
+        def ffn(part: Tensor, _: KeptRows) -> Tensor:
+            return layer.ffn_residual(part, layer.ffn)
+
+        x = run_kept_rows(attention, x, self.attention_rows, norms[0], dim=0)
+        x = run_kept_rows(cross, x, self.cross_rows, norms[1], dim=0)
+        return run_kept_rows(ffn, x, self.ffn_rows, norms[2], dim=0)
+
+    def _self_attention(self, x: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
+        layer, cache = self.layer, self.self_cache
+        assert cache is not None, "rows that keep self-attention have a cache"
+        if mask is not None and self.attention_slots is not None:
+            mask = mask.index_select(0, self.attention_slots)
+        qkv = layer.qkv(x).view(-1, self.beam, 3, layer.heads, layer.head_dim)  # [K, beam, 3, H, D]
+        queries, keys, values = qkv.unbind(2)
+        cache.append(keys, values, step)
+        return layer.attention_out(cache.attend(queries, step, mask))
+
+    def _cross_attention(self, x: Tensor) -> Tensor:
+        layer, cache = self.layer, self.cross_cache
+        assert cache is not None, "rows that keep cross-attention have a cache"
+        queries = layer.cross_query(x).view(-1, self.beam, layer.heads, layer.head_dim)  # [K, beam, H, D]
+        return layer.cross_out(cache.attend(queries))
+
+
+class DecoderSearch:
+    """The decoder's state during one search.
+
+    Args:
+        model: a switchable BART.
+        weights: the model's, packed.
+        source: the encoder's output.
+        beam: hypotheses a sentence.
+    """
+
+    def __init__(self, model: Any, weights: FastWeights, source: EncodedSource, beam: int):
+        self.decoder, self.weights, self.beam = model.decoder, weights, beam
+        self.device = source.x.device
+        sentences = len(source.lengths)
+        keeps_norm = self.decoder.skip_keeps_layer_norm
+        self.layers = [
+            LayerSearch(layer, source, beam, index, keeps_norm) for index, layer in enumerate(weights.decoder_layers)
+        ]
+        self.ancestry = AncestryMask(sentences, beam, weights.dtype, self.device) if beam > 1 else None
+        self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
+        self._find_order()
+        self.steps = 0
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Decodes one step.
+
+        Args:
+            tokens: LongTensor [R, step + 1] in the search's order.
+
+        Returns:
+            Logits [R, V] in the search's order.
+        """
+        step = self.steps
+        x = self._embed(tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows))
+        mask = None if self.ancestry is None else self.ancestry.upto(step)
+        for layer in self.layers:
+            x = layer.run(x, step, mask)
+        if self.weights.decoder_norm is not None:
+            x = self.weights.decoder_norm(x)
+        self.steps += 1
+        return self.weights.head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Embeds the newest of [R, step + 1] tokens: [R, C]."""
+        decoder = self.decoder
+        x = decoder.embed_scale * F.embedding(tokens[:, -1], decoder.embed_tokens.weight)
+        if decoder.embed_positions is not None:
+            x = x + decoder.embed_positions(tokens, incremental_state={})[:, -1]
+        x = x.to(self.weights.dtype)
+        return x if self.weights.embedding_norm is None else self.weights.embedding_norm(x)
+
+    def reorder(self, new_order: Tensor) -> None:
+        """Follows the search to its next step.
+
+        Args:
+            new_order: LongTensor [R'], the row before of every row after, sentence by sentence in the search's order;
+                fewer rows than before where sentences are finished.
+        """
+        order = new_order.view(-1, self.beam)
+        if order.size(0) < len(self.slot_of):
+            self._keep_sentences(torch.div(order[:, 0], self.beam, rounding_mode="floor").tolist())
+        if self.ancestry is not None:
+            parents = order % self.beam
+            if self.sentence_order is not None:
+                parents = parents.index_select(0, self.sentence_order)
+            self.ancestry.reorder(parents, self.steps)
+
+    def _keep_sentences(self, kept: List[int]) -> None:
+        """Takes out every sentence of the search but those at the places ``kept``."""
+        finished = [slot for place, slot in enumerate(self.slot_of) if place not in set(kept)]
+        self.slot_of = [self.slot_of[place] for place in kept]
+        last = len(self.slot_of) + len(finished) - 1
+        for slot in sorted(finished, reverse=True):  # the highest first, so that the last slot is never a finished one
+            for layer in self.layers:
+                layer.remove(slot, last, self.device)
+            if self.ancestry is not None:
+                self.ancestry.move(slot, last, last)
+            self.slot_of = [slot if one == last else one for one in self.slot_of]
+            last -= 1
+        self._find_order()
+
+    def _find_order(self) -> None:
+        """Finds the rows that translate between the search's order and the slots'; None where they are the same."""
+        self.slot_rows: Optional[Tensor] = None
+        self.search_rows: Optional[Tensor] = None
+        self.sentence_order: Optional[Tensor] = None
+        if self.slot_of == sorted(self.slot_of):
+            return
+        self.slot_rows = Slots(self.slot_of).rows(self.beam, self.device)
+        place_of = sorted(range(len(self.slot_of)), key=self.slot_of.__getitem__)
+        self.search_rows = Slots(place_of).rows(self.beam, self.device)
+        self.sentence_order = torch.tensor(place_of, dtype=torch.long, device=self.device)
+
+
+def kept_list(keep: Tensor) -> Optional[List[int]]:
+    """Returns the indices where BoolTensor [B] is True, None where all are."""
+    return None if bool(keep.all()) else keep.nonzero().flatten().tolist()

@@ -1,0 +1,134 @@
+"""The encoder without padding: the tokens of all sentences in one row of a matrix, each sentence as long as it is.
+
+Products run over real tokens only, so a batch that mixes lengths or token strategies pays for the tokens it keeps and
+not for its longest sentence; attention runs sentence by sentence (together where lengths are equal).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.decision.token_strategies import kept_token_mask
+from sd_fairseq.execution.sublayers import KeptRows, find_kept_rows, run_kept_rows
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
+from sd_fairseq.plugin.models.switchable_encoder import Decider, PathRequest
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """What a search needs of the encoder.
+
+    Args:
+        x: [N', C], the kept tokens of all sentences, one after the other.
+        lengths: S' of every sentence.
+        decisions: one path a sentence.
+    """
+
+    x: Tensor
+    lengths: List[int]
+    decisions: Decisions
+
+
+def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> EncodedSource:
+    """Encodes a batch along the deployed path.
+
+    Args:
+        model: a switchable BART whose policy decides once, after encoder layer 1.
+        weights: the model's, packed.
+        net_input: ``src_tokens`` [B, S]; ``decision_log`` where a trace is kept; ``path`` to take another than the
+            deployed one.
+    """
+    encoder = model.encoder
+    src_tokens = net_input["src_tokens"]
+    padding_mask = src_tokens.eq(encoder.padding_idx)  # [B, S]
+    real = ~padding_mask
+    embedded, _ = encoder.forward_embedding(src_tokens)  # [B, S, C]
+    x = embedded[real].to(weights.dtype)  # [N, C]
+    lengths = real.sum(dim=1).tolist()
+    x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False)
+    padded = x.new_zeros(embedded.size())
+    padded[real] = x
+    path = net_input.get("path", PathRequest())
+    decider = Decider(encoder.space, encoder.policy, path, src_tokens, padding_mask)
+    decider.decide(1, padded.transpose(0, 1))
+    decisions = decider.decisions()
+    if bool((decisions.token_choice != 0).any()):
+        keep = kept_token_mask(padding_mask, decisions.token_choice, encoder.space.token_strategies)  # [B, S]
+        x, lengths = padded[keep], keep.sum(dim=1).tolist()  # [N', C]
+    attention, ffn = find_kept_rows(decisions.encoder_attention), find_kept_rows(decisions.encoder_ffn)
+    for index in range(1, len(weights.encoder_layers)):
+        layer = weights.encoder_layers[index]
+        x = run_layer(layer, x, lengths, attention[index], ffn[index], encoder.skip_keeps_layer_norm)
+    if weights.encoder_norm is not None:
+        x = weights.encoder_norm(x)
+    if net_input.get("decision_log") is not None:
+        net_input["decision_log"].append(decisions)
+    return EncodedSource(x, lengths, decisions)
+
+
+def run_layer(
+    layer: LayerWeights, x: Tensor, lengths: Sequence[int], attention: KeptRows, ffn: KeptRows, keeps_norm: bool
+) -> Tensor:
+    """Runs one encoder layer for the sentences that keep its sub-layers: [N, C] -> [N, C].
+
+    Args:
+        layer: its weights.
+        x: [N, C].
+        lengths: of the sentences, summing to N.
+        attention, ffn: the sentences that keep each sub-layer.
+        keeps_norm: a skipped sub-layer still applies its LayerNorm.
+    """
+    kept_lengths = lengths if attention is None else [lengths[sentence] for sentence in attention.tolist()]
+
+    def attend(part: Tensor, _: KeptRows) -> Tensor:
+        return layer.attention_residual(part, lambda y: layer.attention_out(self_attention(layer, y, kept_lengths)))
+
+    def feed_forward(part: Tensor, _: KeptRows) -> Tensor:
+        return layer.ffn_residual(part, layer.ffn)
+
+    attention_norm = layer.attention_residual.norm if keeps_norm else None
+    ffn_norm = layer.ffn_residual.norm if keeps_norm else None
+    x = run_kept_rows(attend, x, token_rows(attention, lengths), attention_norm, dim=0)
+    return run_kept_rows(feed_forward, x, token_rows(ffn, lengths), ffn_norm, dim=0)
+
+
+def self_attention(layer: LayerWeights, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attends inside every sentence: [N, C] -> [N, C], before the output projection."""
+    heads, dim = layer.heads, layer.head_dim
+    qkv = layer.qkv(x).view(-1, 3, heads, dim)  # [N, 3, H, D]
+    if len(set(lengths)) == 1:
+        groups = [qkv.view(len(lengths), lengths[0], 3, heads, dim)]
+    else:
+        groups = [part.unsqueeze(0) for part in qkv.split(list(lengths))]  # [1, S, 3, H, D] each
+    attended = []
+    for group in groups:
+        queries, keys, values = group.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D] each
+        output = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        attended.append(output.transpose(1, 2).reshape(-1, heads * dim))
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def token_rows(sentences: KeptRows, lengths: Sequence[int]) -> KeptRows:
+    """Returns the rows of the kept sentences' tokens, or None for all of them."""
+    if sentences is None:
+        return None
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    parts = [torch.arange(starts[one], starts[one + 1]) for one in sentences.tolist()]
+    rows: Tensor = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+    return rows.to(sentences.device)
+
+
+def flatten_encoder_out(encoder_out: Dict[str, list], dtype: Optional[torch.dtype]) -> EncodedSource:
+    """Takes the padding out of the switchable encoder's own output."""
+    x, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+    real = ~padding_mask  # [B, S']
+    flat = x.transpose(0, 1)[real].to(dtype)
+    return EncodedSource(flat, real.sum(dim=1).tolist(), encoder_out["decisions"][0])

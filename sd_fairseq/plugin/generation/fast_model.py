@@ -1,0 +1,113 @@
+"""What fairseq's sequence generators drive: a switchable BART with packed weights, in place of their EnsembleModel.
+
+The search itself (beam, sampling, prefixes, constraints, language-model fusion) stays fairseq's, so hypotheses are
+the same; only what computes the log-probabilities is exchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.sequence_generator import EnsembleModel
+from torch import Tensor
+
+from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch
+from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
+from sd_fairseq.plugin.generation.fast_weights import FastWeights
+
+DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
+    """Tells why fairseq's own way of running a model has to be taken; None = it need not be.
+
+    Args:
+        models: of the generator.
+        args: fairseq's generation options.
+    """
+    if len(models) != 1:
+        return f"an ensemble of {len(models)} models"
+    model = models[0]
+    if not hasattr(model, "space"):
+        return f"{type(model).__name__} is not a switchable BART"
+    if getattr(args, "print_alignment", None) or getattr(args, "replace_unk", None) is not None:
+        return "alignments are wanted"
+    if getattr(args, "retain_dropout", False):
+        return "--retain-dropout"
+    if getattr(args, "score_reference", False):
+        return "--score-reference"
+    if model.decoder.project_in_dim is not None or model.decoder.project_out_dim is not None:
+        return "embeddings of another size than the decoder"
+    if not hasattr(F, "scaled_dot_product_attention"):
+        return f"torch {torch.__version__} has no scaled_dot_product_attention"
+    return None
+
+
+class FastModel(EnsembleModel):
+    """One switchable BART behind the interface of fairseq's EnsembleModel.
+
+    Args:
+        model: a switchable BART.
+        dtype: of weights and activations, a key of :data:`DTYPES`; ``model`` = the model's own.
+    """
+
+    def __init__(self, model: Any, dtype: str = "model"):
+        super().__init__([model])
+        self.dtype_name = dtype
+        self.weights: Optional[FastWeights] = None
+        self.beam = 1
+
+    def set_decoder_beam_size(self, beam_size: int) -> None:
+        """Notes the beam; the model itself is not told, so nothing of a search stays behind in it."""
+        self.beam = beam_size
+
+    def forward_encoder(self, net_input: Dict[str, Tensor]) -> List[Any]:
+        """Encodes a batch: one :class:`EncodedSource` in a list."""
+        model = self.single_model
+        dtype = DTYPES[self.dtype_name] or next(model.parameters()).dtype
+        if self.weights is None or self.weights.dtype != dtype or not self.weights.is_of(model):
+            self.weights = None  # the old copy goes before the new one comes
+            self.weights = FastWeights(model, dtype)
+        stages = getattr(model.encoder.policy, "stages", ())
+        if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
+            return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), dtype)]
+        return [encode(model, self.weights, net_input)]
+
+    def forward_decoder(
+        self,
+        tokens: Tensor,
+        encoder_outs: List[EncodedSource],
+        incremental_states: List[Dict[str, Any]],
+        temperature: float = 1.0,
+    ) -> Tuple[Tensor, None]:
+        """Decodes one step.
+
+        Args:
+            tokens: LongTensor [R, step + 1].
+            encoder_outs: what :meth:`forward_encoder` returned.
+            incremental_states: the search's, one dictionary.
+            temperature: divides the logits.
+
+        Returns:
+            Log-probabilities [R, V], float32; no attention.
+        """
+        state = incremental_states[0]
+        if "search" not in state:
+            source = encoder_outs[0]
+            state["search"] = DecoderSearch(
+                self.single_model, self.weights, source, tokens.size(0) // len(source.lengths)
+            )
+        logits = state["search"].step(tokens)
+        if temperature != 1.0:
+            logits = logits.div_(temperature)
+        return F.log_softmax(logits, dim=-1, dtype=torch.float32), None
+
+    def reorder_encoder_out(self, encoder_outs: List[Any], new_order: Tensor) -> List[Any]:
+        """Nothing to do: the decoder's state holds what it needs of the source."""
+        return encoder_outs
+
+    def reorder_incremental_state(self, incremental_states: List[Dict[str, Any]], new_order: Tensor) -> None:
+        """Lets the caches follow the search."""
+        incremental_states[0]["search"].reorder(new_order)

@@ -1,0 +1,155 @@
+"""The weights of a switchable BART as generation reads them: fused, scaled, packed, in the wanted precision."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_fairseq.execution.packed_linear import FUSED_ACTIVATIONS, PackedLinear
+
+FINGERPRINT_VALUES = 16  # values looked at in each weight to see whether an optimizer has moved it
+
+
+class Norm:
+    """LayerNorm in the precision of generation.
+
+    Args:
+        module: fairseq's LayerNorm.
+        dtype: of the activations.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        self.shape = tuple(module.normalized_shape)
+        self.weight, self.bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+        self.eps = module.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class Residual:
+    """``LN(x + f(x))``, or ``x + f(LN(x))`` where the model normalises before.
+
+    Args:
+        norm: the sub-layer's LayerNorm.
+        before: True = pre-norm.
+    """
+
+    def __init__(self, norm: Norm, before: bool):
+        self.norm, self.before = norm, before
+
+    def __call__(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Runs ``function`` as a residual sub-layer on [..., C]."""
+        if self.before:
+            return x + function(self.norm(x))
+        return self.norm(function(x).add_(x))
+
+
+class FeedForward:
+    """A layer's two feed-forward products.
+
+    Args:
+        layer: a fairseq encoder or decoder layer.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, layer: nn.Module, activation: str, dtype: torch.dtype):
+        fused = activation if activation in FUSED_ACTIVATIONS else None
+        self.first = pack([layer.fc1], dtype, fused)
+        self.activation = None if fused else layer.activation_fn
+        self.second = pack([layer.fc2], dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        x = self.first(x)
+        return self.second(x if self.activation is None else self.activation(x))
+
+
+class LayerWeights:
+    """One layer, ready to run.
+
+    Args:
+        layer: a fairseq encoder or decoder layer.
+        activation: name of its activation function.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, layer: nn.Module, activation: str, dtype: torch.dtype):
+        attention = layer.self_attn
+        self.heads, self.head_dim = attention.num_heads, attention.head_dim
+        before = layer.normalize_before
+        scale = self.head_dim**-0.5
+        self.attention_residual = Residual(Norm(layer.self_attn_layer_norm, dtype), before)
+        self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scales=(scale, 1.0, 1.0))
+        self.attention_out = pack([attention.out_proj], dtype)
+        self.ffn_residual = Residual(Norm(layer.final_layer_norm, dtype), before)
+        self.ffn = FeedForward(layer, activation, dtype)
+        cross = getattr(layer, "encoder_attn", None)
+        if cross is not None:
+            self.cross_residual = Residual(Norm(layer.encoder_attn_layer_norm, dtype), before)
+            self.cross_query = pack([cross.q_proj], dtype, scales=(scale,))
+            self.cross_keys_values = pack([cross.k_proj, cross.v_proj], dtype)
+            self.cross_out = pack([cross.out_proj], dtype)
+
+
+class FastWeights:
+    """All of a model's weights, packed; a copy that must be renewed when the model learns.
+
+    Args:
+        model: a switchable BART.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype):
+        encoder, decoder = model.encoder, model.decoder
+        self.fingerprint = take_fingerprint(model)
+        self.dtype = dtype
+        activation = model.args.activation_fn
+        self.encoder_layers = [LayerWeights(layer, activation, dtype) for layer in encoder.layers]
+        self.decoder_layers = [LayerWeights(layer, activation, dtype) for layer in decoder.layers]
+        self.encoder_norm = optional_norm(encoder.layer_norm, dtype)
+        self.decoder_norm = optional_norm(decoder.layer_norm, dtype)
+        self.embedding_norm = optional_norm(decoder.layernorm_embedding, dtype)
+        self.head = pack([decoder.output_projection], dtype)
+
+    def is_of(self, model: Any) -> bool:
+        """Tells whether the model's weights are still those that were packed."""
+        return all(torch.equal(old, new) for old, new in zip(self.fingerprint, take_fingerprint(model)))
+
+
+def optional_norm(module: Optional[nn.Module], dtype: torch.dtype) -> Optional[Norm]:
+    """Returns a LayerNorm's :class:`Norm`, or None for none."""
+    return None if module is None else Norm(module, dtype)
+
+
+def pack(
+    linears: List[nn.Module], dtype: torch.dtype, activation: Optional[str] = None, scales: Tuple[float, ...] = ()
+) -> PackedLinear:
+    """Packs linear layers of one input into one product, each scaled by its factor."""
+    factors = scales or (1.0,) * len(linears)
+    weights, biases = [], []
+    for linear, factor in zip(linears, factors):
+        weights.append(linear.weight.detach() * factor if factor != 1.0 else linear.weight.detach())
+        bias = linear.bias
+        biases.append(linear.weight.new_zeros(linear.weight.size(0)) if bias is None else bias.detach() * factor)
+    if len(linears) == 1 and linears[0].bias is None:
+        return PackedLinear(weights[0].to(dtype), None, activation)
+    return PackedLinear(torch.cat(weights).to(dtype), torch.cat(biases).to(dtype), activation)
+
+
+def take_fingerprint(model: Any) -> Tuple[Tensor, Tensor]:
+    """Returns what changes when the model's weights do: their version counters and a few values of each.
+
+    Optimizers move every value of a weight, some of them without touching its version counter.
+    """
+    versions, values = [], []
+    for parameter in model.parameters():
+        versions.append(parameter._version)
+        flat = parameter.detach().reshape(-1)
+        stride = max(1, flat.numel() // FINGERPRINT_VALUES)
+        values.append(flat[::stride][:FINGERPRINT_VALUES].float())
+    return torch.tensor(versions), torch.cat(values).cpu()
