@@ -7,6 +7,7 @@ Choice: one packing serves every number of rows; oneDNN picks the same layout fo
 
 from __future__ import annotations
 
+import warnings
 from typing import Optional
 
 import torch
@@ -57,4 +58,37 @@ class PackedLinear:
             attribute = "none" if self.activation is None else self.activation
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], "none")
         x = F.linear(x, self.weight, self.bias)
+        return x if self.activation is None else getattr(F, self.activation)(x)
+
+
+class Int8Linear:
+    """``activation(x @ weight.T + bias)`` with 8-bit weights, a scale for each output.
+
+    Choice: activations are quantised on the fly with one scale for all rows, PyTorch's kernel for it; so an example's
+    output depends a little on its batch mates, which the other precisions' do not.
+
+    Args:
+        weight: [N, K], float32.
+        bias: [N] or None.
+        activation: as :class:`PackedLinear`'s.
+
+    Raises:
+        ValueError: this build of PyTorch has no 8-bit kernel for the weight's device.
+    """
+
+    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None, activation: Optional[str] = None):
+        if weight.device.type != "cpu" or torch.backends.quantized.engine == "none":
+            raise ValueError(f"8-bit weights need a CPU and a quantised engine, found {weight.device}")
+        self.activation = activation
+        weight = weight.detach().float()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # [N]
+        zeros = torch.zeros(weight.size(0), dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # quantised tensors are announced to go; their products have no successor
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self.weight = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.detach().float())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N], float32."""
+        x = torch.ops.quantized.linear_dynamic(x, self.weight, True)
         return x if self.activation is None else getattr(F, self.activation)(x)

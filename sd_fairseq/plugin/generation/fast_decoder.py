@@ -152,7 +152,7 @@ class DecoderSearch:
         self.layers = [
             LayerSearch(layer, source, beam, index, keeps_norm) for index, layer in enumerate(weights.decoder_layers)
         ]
-        self.ancestry = AncestryMask(sentences, beam, weights.dtype, self.device) if beam > 1 else None
+        self.ancestry = AncestryMask(sentences, beam, weights.precision.dtype, self.device) if beam > 1 else None
         self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
         self._find_order()
         self.steps = 0
@@ -182,7 +182,7 @@ class DecoderSearch:
         x = decoder.embed_scale * F.embedding(tokens[:, -1], decoder.embed_tokens.weight)
         if decoder.embed_positions is not None:
             x = x + decoder.embed_positions(tokens, incremental_state={})[:, -1]
-        x = x.to(self.weights.dtype)
+        x = x.to(self.weights.precision.dtype)
         return x if self.weights.embedding_norm is None else self.weights.embedding_norm(x)
 
     def reorder(self, new_order: Tensor) -> None:

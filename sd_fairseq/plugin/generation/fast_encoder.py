@@ -49,7 +49,7 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
     padding_mask = src_tokens.eq(encoder.padding_idx)  # [B, S]
     real = ~padding_mask
     embedded, _ = encoder.forward_embedding(src_tokens)  # [B, S, C]
-    x = embedded[real].to(weights.dtype)  # [N, C]
+    x = embedded[real].to(weights.precision.dtype)  # [N, C]
     lengths = real.sum(dim=1).tolist()
     x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False)
     padded = x.new_zeros(embedded.size())

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
-from sd_fairseq.plugin.generation.fast_weights import FastWeights
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision
 
-DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {
+    "model": None,
+    "float32": Precision(torch.float32),
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16),
+    "int8": Precision(torch.float32, int8=True),
+}
 
 
 def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
@@ -50,12 +56,12 @@ class FastModel(EnsembleModel):
 
     Args:
         model: a switchable BART.
-        dtype: of weights and activations, a key of :data:`DTYPES`; ``model`` = the model's own.
+        precision: a key of :data:`PRECISIONS`; ``model`` = the model's own.
     """
 
-    def __init__(self, model: Any, dtype: str = "model"):
+    def __init__(self, model: Any, precision: str = "model"):
         super().__init__([model])
-        self.dtype_name = dtype
+        self.precision_name = precision
         self.weights: Optional[FastWeights] = None
         self.beam = 1
 
@@ -66,13 +72,13 @@ class FastModel(EnsembleModel):
     def forward_encoder(self, net_input: Dict[str, Tensor]) -> List[Any]:
         """Encodes a batch: one :class:`EncodedSource` in a list."""
         model = self.single_model
-        dtype = DTYPES[self.dtype_name] or next(model.parameters()).dtype
-        if self.weights is None or self.weights.dtype != dtype or not self.weights.is_of(model):
+        precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
+        if self.weights is None or self.weights.precision != precision or not self.weights.is_of(model):
             self.weights = None  # the old copy goes before the new one comes
-            self.weights = FastWeights(model, dtype)
+            self.weights = FastWeights(model, precision)
         stages = getattr(model.encoder.policy, "stages", ())
         if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
-            return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), dtype)]
+            return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), precision.dtype)]
         return [encode(model, self.weights, net_input)]
 
     def forward_decoder(

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_fairseq.execution.packed_linear import FUSED_ACTIVATIONS, PackedLinear
+from sd_fairseq.execution.packed_linear import FUSED_ACTIVATIONS, Int8Linear, PackedLinear
 
+Product = Union[PackedLinear, Int8Linear]
 FINGERPRINT_VALUES = 16  # values looked at in each weight to see whether an optimizer has moved it
+
+
+class Precision(NamedTuple):
+    """What generation computes in.
+
+    Args:
+        dtype: of activations, and of weights unless ``int8``.
+        int8: products have 8-bit weights.
+    """
+
+    dtype: torch.dtype
+    int8: bool = False
 
 
 class Norm:
@@ -54,14 +67,15 @@ class FeedForward:
 
     Args:
         layer: a fairseq encoder or decoder layer.
-        dtype: of weights and activations.
+        activation: name of its activation function.
+        precision: see :class:`Precision`.
     """
 
-    def __init__(self, layer: nn.Module, activation: str, dtype: torch.dtype):
+    def __init__(self, layer: nn.Module, activation: str, precision: Precision):
         fused = activation if activation in FUSED_ACTIVATIONS else None
-        self.first = pack([layer.fc1], dtype, fused)
+        self.first = pack([layer.fc1], precision, fused)
         self.activation = None if fused else layer.activation_fn
-        self.second = pack([layer.fc2], dtype)
+        self.second = pack([layer.fc2], precision)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
@@ -75,25 +89,25 @@ class LayerWeights:
     Args:
         layer: a fairseq encoder or decoder layer.
         activation: name of its activation function.
-        dtype: of weights and activations.
+        precision: see :class:`Precision`.
     """
 
-    def __init__(self, layer: nn.Module, activation: str, dtype: torch.dtype):
+    def __init__(self, layer: nn.Module, activation: str, precision: Precision):
         attention = layer.self_attn
         self.heads, self.head_dim = attention.num_heads, attention.head_dim
         before = layer.normalize_before
         scale = self.head_dim**-0.5
-        self.attention_residual = Residual(Norm(layer.self_attn_layer_norm, dtype), before)
-        self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scales=(scale, 1.0, 1.0))
-        self.attention_out = pack([attention.out_proj], dtype)
-        self.ffn_residual = Residual(Norm(layer.final_layer_norm, dtype), before)
-        self.ffn = FeedForward(layer, activation, dtype)
+        self.attention_residual = Residual(Norm(layer.self_attn_layer_norm, precision.dtype), before)
+        self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj], precision, scales=(scale, 1.0, 1.0))
+        self.attention_out = pack([attention.out_proj], precision)
+        self.ffn_residual = Residual(Norm(layer.final_layer_norm, precision.dtype), before)
+        self.ffn = FeedForward(layer, activation, precision)
         cross = getattr(layer, "encoder_attn", None)
         if cross is not None:
-            self.cross_residual = Residual(Norm(layer.encoder_attn_layer_norm, dtype), before)
-            self.cross_query = pack([cross.q_proj], dtype, scales=(scale,))
-            self.cross_keys_values = pack([cross.k_proj, cross.v_proj], dtype)
-            self.cross_out = pack([cross.out_proj], dtype)
+            self.cross_residual = Residual(Norm(layer.encoder_attn_layer_norm, precision.dtype), before)
+            self.cross_query = pack([cross.q_proj], precision, scales=(scale,))
+            self.cross_keys_values = pack([cross.k_proj, cross.v_proj], precision)
+            self.cross_out = pack([cross.out_proj], precision)
 
 
 class FastWeights:
@@ -101,20 +115,20 @@ class FastWeights:
 
     Args:
         model: a switchable BART.
-        dtype: of weights and activations.
+        precision: see :class:`Precision`.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype):
+    def __init__(self, model: Any, precision: Precision):
         encoder, decoder = model.encoder, model.decoder
         self.fingerprint = take_fingerprint(model)
-        self.dtype = dtype
+        self.precision = precision
         activation = model.args.activation_fn
-        self.encoder_layers = [LayerWeights(layer, activation, dtype) for layer in encoder.layers]
-        self.decoder_layers = [LayerWeights(layer, activation, dtype) for layer in decoder.layers]
-        self.encoder_norm = optional_norm(encoder.layer_norm, dtype)
-        self.decoder_norm = optional_norm(decoder.layer_norm, dtype)
-        self.embedding_norm = optional_norm(decoder.layernorm_embedding, dtype)
-        self.head = pack([decoder.output_projection], dtype)
+        self.encoder_layers = [LayerWeights(layer, activation, precision) for layer in encoder.layers]
+        self.decoder_layers = [LayerWeights(layer, activation, precision) for layer in decoder.layers]
+        self.encoder_norm = optional_norm(encoder.layer_norm, precision.dtype)
+        self.decoder_norm = optional_norm(decoder.layer_norm, precision.dtype)
+        self.embedding_norm = optional_norm(decoder.layernorm_embedding, precision.dtype)
+        self.head = pack([decoder.output_projection], precision)
 
     def is_of(self, model: Any) -> bool:
         """Tells whether the model's weights are still those that were packed."""
@@ -127,18 +141,28 @@ def optional_norm(module: Optional[nn.Module], dtype: torch.dtype) -> Optional[N
 
 
 def pack(
-    linears: List[nn.Module], dtype: torch.dtype, activation: Optional[str] = None, scales: Tuple[float, ...] = ()
-) -> PackedLinear:
+    linears: List[nn.Module], precision: Precision, activation: Optional[str] = None, scales: Tuple[float, ...] = ()
+) -> Product:
     """Packs linear layers of one input into one product, each scaled by its factor."""
     factors = scales or (1.0,) * len(linears)
-    weights, biases = [], []
-    for linear, factor in zip(linears, factors):
-        weights.append(linear.weight.detach() * factor if factor != 1.0 else linear.weight.detach())
-        bias = linear.bias
-        biases.append(linear.weight.new_zeros(linear.weight.size(0)) if bias is None else bias.detach() * factor)
-    if len(linears) == 1 and linears[0].bias is None:
-        return PackedLinear(weights[0].to(dtype), None, activation)
-    return PackedLinear(torch.cat(weights).to(dtype), torch.cat(biases).to(dtype), activation)
+    parts = [scaled(linear.weight, factor) for linear, factor in zip(linears, factors)]
+    weights = parts[0] if len(parts) == 1 else torch.cat(parts)
+    bias: Optional[Tensor] = None
+    if any(linear.bias is not None for linear in linears):
+        bias = torch.cat([scaled(bias_of(linear), factor) for linear, factor in zip(linears, factors)])
+    if precision.int8:
+        return Int8Linear(weights, bias, activation)
+    return PackedLinear(weights.to(precision.dtype), None if bias is None else bias.to(precision.dtype), activation)
+
+
+def scaled(value: Tensor, factor: float) -> Tensor:
+    """Returns a detached tensor times ``factor``; itself for 1."""
+    return value.detach() if factor == 1.0 else value.detach() * factor
+
+
+def bias_of(linear: nn.Module) -> Tensor:
+    """Returns a linear layer's bias, zeros where it has none."""
+    return linear.weight.new_zeros(linear.weight.size(0)) if linear.bias is None else linear.bias
 
 
 def take_fingerprint(model: Any) -> Tuple[Tensor, Tensor]:

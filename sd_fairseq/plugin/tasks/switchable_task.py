@@ -13,7 +13,7 @@ from fairseq.data import FairseqDataset
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, update_backbone
+from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class SwitchableTaskMixin:
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Moves the backbone (unless only the policy learns yet), then the policy."""
         frozen = self.policy_criterion is not None and self.policy_criterion.backbone_is_frozen()
+        if hasattr(model, "space"):
+            complete_gradients(model)
         step = partial(super().optimizer_step, optimizer, model, update_num)  # type: ignore[misc]
         counts = update_backbone(step, optimizer, frozen)
         if self.policy_criterion is not None and counts:
@@ -103,14 +105,14 @@ class SwitchableTaskMixin:
 
     def _run_fast(self, generator: Any, models: List[Any], args: Any) -> None:
         """Gives a generator the fast model (``--sd-generator fast``) where every option of the search allows it."""
-        dtype = getattr(self.cfg, "sd_generation_dtype", "model")  # type: ignore[attr-defined]
+        precision = getattr(self.cfg, "sd_generation_precision", "model")  # type: ignore[attr-defined]
         wanted = getattr(self.cfg, "sd_generator", "fast") == "fast"  # type: ignore[attr-defined]
         reason = why_not_fast(models, args) if wanted else "--sd-generator fairseq"
         if reason is None:
-            generator.model = FastModel(models[0], dtype)
+            generator.model = FastModel(models[0], precision)
             generator.model.set_decoder_beam_size(generator.beam_size)
-        elif dtype != "model":
-            raise InputError(f"--sd-generation-dtype {dtype} needs the fast generator, found {reason}")
+        elif precision != "model":
+            raise InputError(f"--sd-generation-precision {precision} needs the fast generator, found {reason}")
         elif wanted and hasattr(models[0], "space"):
             logger.info("fairseq's own generator is used: %s", reason)
 

@@ -9,7 +9,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.generation.fast_model import DTYPES
+from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
 
 GENERATORS = ("fast", "fairseq")
@@ -39,7 +39,7 @@ class SwitchableTranslationConfig(TranslationConfig):
             "not touched) or fairseq (as fairseq runs them); the hypotheses are the same"
         },
     )
-    sd_generation_dtype: ChoiceEnum(list(DTYPES)) = field(
+    sd_generation_precision: ChoiceEnum(list(PRECISIONS)) = field(
         default="model",
         metadata={"help": "precision of the fast generator's weights and activations; model = the checkpoint's own"},
     )

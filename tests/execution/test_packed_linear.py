@@ -1,0 +1,51 @@
+"""A packed product is the plain product, and says what it cannot pack."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sd_fairseq.execution.packed_linear import Int8Linear, PackedLinear, can_pack
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 64, 300])
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_packed_product_equals_plain_product(rows, activation, has_bias):
+    x, weight, bias = torch.randn(rows, 48), torch.randn(80, 48), torch.randn(80) if has_bias else None
+    expected = F.linear(x, weight, bias)
+    expected = expected if activation is None else getattr(F, activation)(expected)
+    torch.testing.assert_close(PackedLinear(weight, bias, activation)(x), expected, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_leading_dimensions_are_kept_and_none_is_batched_with_another():
+    weight, x = torch.randn(24, 16), torch.randn(3, 5, 16)
+    packed = PackedLinear(weight)
+    torch.testing.assert_close(packed(x), F.linear(x, weight), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed(x[:, :0]), torch.empty(3, 0, 24))
+
+
+def test_a_type_that_cannot_be_packed_still_multiplies():
+    weight, x = torch.randn(8, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    assert not can_pack(weight)
+    torch.testing.assert_close(PackedLinear(weight)(x), F.linear(x, weight))
+
+
+@torch.no_grad()
+def test_8_bit_product_is_within_its_rounding():
+    """Every weight is off by at most half a step of its output's scale, every input by half a step of theirs."""
+    x, weight, bias = torch.randn(7, 64), torch.randn(32, 64), torch.randn(32)
+    weight_step = weight.abs().amax(dim=1) / 127  # [N]
+    input_step = (x.max().clamp(min=0) - x.min().clamp(max=0)) / 127  # engines without 8-bit sums use 7 bits
+    bound = (
+        x.abs().sum(1, keepdim=True) * weight_step / 2
+        + (weight.abs() + weight_step.unsqueeze(1)).sum(1) * input_step / 2
+    )
+    error = (Int8Linear(weight, bias)(x) - F.linear(x, weight, bias)).abs()
+    assert bool((error <= 1.05 * bound).all())
+    assert float(error.max()) > 0, "8 bits cannot be exact here"
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="tanh"):
+        PackedLinear(torch.randn(4, 4), None, "tanh")
