@@ -3,7 +3,7 @@
 A search that reorders its hypotheses would have to reorder their keys and values. Here the keys of all hypotheses of
 a sentence stand side by side in the order they were made, and every hypothesis attends over all of them under a mask
 that lets through its own ancestors' only: a reordering changes the mask, a few numbers, instead of the caches. The
-keys read a step are the same many as before, since every hypothesis would have read its own copy.
+keys read a step are as many as before, since every hypothesis would have read its own copy.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class AncestryMask:
         self.mask = self.own.repeat(sentences, 1, FIRST_STEPS)  # [B, beam, steps * beam]
 
     def upto(self, step: int) -> Tensor:
-        """Returns [B, 1, beam, (step + 1) * beam], 0 = an ancestor or the hypothesis itself, -inf = another's."""
+        """Returns [B, beam, (step + 1) * beam], 0 = an ancestor or the hypothesis itself, -inf = another's."""
         length = (step + 1) * self.beam
         if length > self.mask.size(2):
             more = self.own.repeat(self.mask.size(0), 1, self.mask.size(2) // self.beam)
             self.mask = torch.cat([self.mask, more], dim=2)
-        return self.mask[:, :, :length].unsqueeze(1)
+        return self.mask[:, :, :length]
 
     def reorder(self, parents: Tensor, steps: int) -> None:
         """Lets every hypothesis take over the ancestors of its parent.
@@ -60,8 +60,6 @@ class AncestryMask:
 class SelfAttentionCache:
     """Keys and values of the sentences that keep one layer's self-attention.
 
-    Keys stand transposed, so that the product with the queries reads them along memory.
-
     Args:
         sentences: K, those that keep the layer.
         heads: H.
@@ -72,18 +70,13 @@ class SelfAttentionCache:
 
     def __init__(self, sentences: int, heads: int, head_dim: int, beam: int, like: Tensor):
         self.beam = beam
-        room = FIRST_STEPS * beam
-        self.keys = like.new_zeros(sentences, heads, head_dim, room)
-        self.values = like.new_zeros(sentences, heads, room, head_dim)
+        self.both = like.new_zeros(2, sentences, heads, FIRST_STEPS * beam, head_dim)  # keys and values
 
-    def append(self, keys: Tensor, values: Tensor, step: int) -> None:
-        """Writes one step's keys and values, each [K, beam, H, C / H]."""
-        start, end = step * self.beam, (step + 1) * self.beam
-        if end > self.values.size(2):
-            self.keys = torch.cat([self.keys, torch.zeros_like(self.keys)], dim=3)
-            self.values = torch.cat([self.values, torch.zeros_like(self.values)], dim=2)
-        self.keys[:, :, :, start:end] = keys.permute(0, 2, 3, 1)
-        self.values[:, :, start:end] = values.transpose(1, 2)
+    def append(self, keys_values: Tensor, step: int) -> None:
+        """Writes one step's keys and values, [2, K, H, beam, C / H]."""
+        if (step + 1) * self.beam > self.both.size(3):
+            self.both = torch.cat([self.both, torch.zeros_like(self.both)], dim=3)
+        self.both[:, :, :, step * self.beam : (step + 1) * self.beam] = keys_values
 
     def attend(self, queries: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
         """Attends over everything up to ``step``.
@@ -91,20 +84,19 @@ class SelfAttentionCache:
         Args:
             queries: [K, beam, H, C / H], scaled.
             step: the step just appended.
-            mask: [K or 1, 1, beam, (step + 1) * beam], added to the scores, or None.
+            mask: see :func:`attend`; N = (step + 1) * beam.
 
         Returns:
             [K * beam, C].
         """
-        length = (step + 1) * self.beam
-        return attend(queries, self.keys[:, :, :, :length], self.values[:, :, :length], mask)
+        keys, values = self.both[:, :, :, : (step + 1) * self.beam].flatten(1, 2).unbind(0)  # [K * H, N, D] each
+        return attend(queries, keys.transpose(1, 2), values, mask)
 
     def move(self, target: int, source: int, count: int) -> None:
         """Puts sentence ``source`` in the place of ``target`` and keeps the first ``count`` sentences."""
         if target != source:
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
-        self.keys, self.values = self.keys[:count], self.values[:count]
+            self.both[:, target] = self.both[:, source]
+        self.both = self.both[:, :count]
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Optional[Tensor]) -> Tensor:
@@ -112,21 +104,24 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Optional[Tensor]
 
     Args:
         queries: [K, Q, H, D], scaled.
-        keys: [K, H, D, N].
-        values: [K, H, N, D].
-        mask: [K or 1, 1, Q or 1, N], added to the scores, or None.
+        keys: [K * H, D, N].
+        values: [K * H, N, D].
+        mask: [K * H, Q or 1, N], added to the scores, or None; see :func:`for_heads`.
 
     Returns:
         [K * Q, H * D].
     """
     sentences, count, heads, dim = queries.size()
     queries = queries.transpose(1, 2).reshape(sentences * heads, count, dim)  # [K * H, Q, D]
-    scores = torch.bmm(queries, keys.flatten(0, 1))  # [K * H, Q, N]
-    if mask is not None:
-        scores.view(sentences, heads, count, -1).add_(mask)
-    weights = torch.softmax(scores, dim=-1)
-    output = torch.bmm(weights, values.flatten(0, 1))  # [K * H, Q, D]
+    scores = torch.bmm(queries, keys) if mask is None else torch.baddbmm(mask, queries, keys)  # [K * H, Q, N]
+    output = torch.bmm(torch.softmax(scores, dim=-1), values)  # [K * H, Q, D]
     return output.view(sentences, heads, count, dim).transpose(1, 2).reshape(sentences * count, heads * dim)
+
+
+def for_heads(mask: Tensor, heads: int) -> Tensor:
+    """Repeats a mask for every head: [K, Q, N] -> [K * H, Q, N]; a view for one sentence."""
+    sentences, count, length = mask.size()
+    return mask.unsqueeze(1).expand(-1, heads, -1, -1).reshape(sentences * heads, count, length)
 
 
 class Slots:

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_HINT = 64  # rows that oneDNN chooses the layout for; measured the same from 4 to 1,024, another one for 1
+PACK_FROM = 2**18  # float32 weights; fewer stay in the cache anyway, and oneDNN's call takes longer than the product
 FUSED_ACTIVATIONS = ("gelu", "relu")
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Tells whether oneDNN can pack ``weight`` in this build of PyTorch and on this machine."""
+    """Tells whether oneDNN can pack ``weight`` in this build of PyTorch and on this machine, to its advantage."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     operators = torch.ops.mkldnn
@@ -27,7 +28,7 @@ def can_pack(weight: Tensor) -> bool:
         return False
     if weight.dtype == torch.bfloat16:
         return bool(operators._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    return weight.dtype == torch.float32 and weight.numel() >= PACK_FROM
 
 
 class PackedLinear:

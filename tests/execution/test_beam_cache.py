@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sd_fairseq.execution.beam_cache import FIRST_STEPS, AncestryMask, SelfAttentionCache, Slots, attend
+from sd_fairseq.execution.beam_cache import FIRST_STEPS, AncestryMask, SelfAttentionCache, Slots, attend, for_heads
 
 HEADS, DIM = 2, 4
 
@@ -18,11 +18,12 @@ def plain_attention(queries, keys, values):
 
 def test_attend_is_attention_and_masks():
     queries, keys, values = (torch.randn(3, n, HEADS, DIM) for n in (2, 5, 5))
-    mask = torch.zeros(3, 1, 1, 5)
+    mask = torch.zeros(3, 1, 5)
     mask[..., 4:] = float("-inf")
-    args = queries, keys.permute(0, 2, 3, 1), values.transpose(1, 2)
+    args = queries, keys.permute(0, 2, 3, 1).flatten(0, 1), values.transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(attend(*args, None), plain_attention(queries, keys, values))
-    torch.testing.assert_close(attend(*args, mask), plain_attention(queries, keys[:, :4], values[:, :4]))
+    masked = attend(*args, for_heads(mask, HEADS))
+    torch.testing.assert_close(masked, plain_attention(queries, keys[:, :4], values[:, :4]))
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -39,8 +40,8 @@ def test_in_place_cache_equals_a_cache_that_is_reordered(beam):
         new = (one.reshape(sentences * beam, 1, HEADS, DIM) for one in (keys, values))
         history = tuple(torch.cat([old, one], dim=1) for old, one in zip(history, new))
         expected = plain_attention(queries.reshape(-1, 1, HEADS, DIM), *history)
-        cache.append(keys, values, step)
-        found = cache.attend(queries, step, ancestry.upto(step) if beam > 1 else None)
+        cache.append(torch.stack([keys, values]).transpose(2, 3), step)
+        found = cache.attend(queries, step, for_heads(ancestry.upto(step), HEADS) if beam > 1 else None)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         if step in (10, FIRST_STEPS + 3):  # the second sentence leaves, the last one takes its place
             cache.move(1, sentences - 1, sentences - 1)

@@ -11,10 +11,23 @@ from sd_fairseq.execution.packed_linear import Int8Linear, PackedLinear, can_pac
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_packed_product_equals_plain_product(rows, activation, has_bias):
-    x, weight, bias = torch.randn(rows, 48), torch.randn(80, 48), torch.randn(80) if has_bias else None
+    x, weight, bias = torch.randn(rows, 512), torch.randn(600, 512) * 0.1, torch.randn(600) if has_bias else None
     expected = F.linear(x, weight, bias)
     expected = expected if activation is None else getattr(F, activation)(expected)
-    torch.testing.assert_close(PackedLinear(weight, bias, activation)(x), expected, atol=1e-4, rtol=1e-5)
+    packed = PackedLinear(weight, bias, activation)
+    assert packed.is_packed == can_pack(weight)
+    torch.testing.assert_close(packed(x), expected, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bfloat16_is_packed_where_the_machine_can_and_equals_the_plain_product():
+    x, weight = torch.randn(4, 64).bfloat16(), torch.randn(48, 64).bfloat16()
+    packed = PackedLinear(weight, None, "gelu")
+    torch.testing.assert_close(packed(x), F.gelu(F.linear(x, weight)), atol=0.05, rtol=0.02)
+
+
+def test_small_weights_are_left_as_they_are():
+    assert not can_pack(torch.randn(16, 16))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from fairseq import search
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
+from sd_fairseq.execution import packed_linear
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.fast_weights import FeedForward
@@ -80,6 +81,15 @@ def test_fast_equals_fairseq(variant, beam):
     expected = run(model, batch.net_input, beam, fast=False)
     check_same(expected, run(model, batch.net_input, beam, fast=True))
     assert len({max(len(one["tokens"]) for one in group) for group in expected}) > 1, "sentences should end apart"
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_fast_equals_fairseq_with_packed_weights(beam, monkeypatch):
+    """Weights of tests are too small to be packed otherwise."""
+    monkeypatch.setattr(packed_linear, "PACK_FROM", 0)
+    model, batch = build(), random_batch()
+    assert packed_linear.can_pack(model.decoder.layers[0].fc1.weight) == torch.backends.mkldnn.is_available()
+    check_same(run(model, batch.net_input, beam, fast=False), run(model, batch.net_input, beam, fast=True))
 
 
 def paths_of(model, batch):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend
+from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend, for_heads
 from sd_fairseq.execution.sublayers import KeptRows, run_kept_rows
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, token_rows
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
@@ -38,15 +38,27 @@ class CrossAttentionCache:
         if min(lengths) < longest:
             both = torch.nn.utils.rnn.pad_sequence(list(both.split(lengths)), batch_first=True)  # [K, S', 2C]
             padding = torch.arange(longest).unsqueeze(0) >= torch.tensor(lengths).unsqueeze(1)
-            mask = torch.zeros(padding.size()).masked_fill(padding, float("-inf"))
-            self.mask = mask.to(both).view(len(lengths), 1, 1, longest)
+            mask = torch.zeros(padding.size()).masked_fill(padding, float("-inf")).to(both)
+            self.mask = mask.unsqueeze(1)  # [K, 1, S']
         both = both.view(len(lengths), longest, 2, layer.heads, layer.head_dim)
-        self.keys = both[:, :, 0].permute(0, 2, 3, 1).contiguous()  # [K, H, D, S']
         self.values = both[:, :, 1].transpose(1, 2).contiguous()  # [K, H, S', D]
+        if both.dtype == torch.float32:  # oneDNN and MKL each read the keys faster in another layout
+            self.keys = both[:, :, 0].permute(0, 2, 3, 1).contiguous()  # [K, H, D, S']
+        else:
+            self.keys = both[:, :, 0].transpose(1, 2).contiguous().transpose(2, 3)  # [K, H, D, S']
+        self.heads = layer.heads
+        self._keep(len(lengths))
+
+    def _keep(self, count: int) -> None:
+        """Keeps the first ``count`` sentences."""
+        self.keys, self.values = self.keys[:count], self.values[:count]
+        self.mask = None if self.mask is None else self.mask[:count]
+        self.head_keys, self.head_values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
+        self.head_mask = None if self.mask is None else for_heads(self.mask, self.heads)
 
     def attend(self, queries: Tensor) -> Tensor:
         """Attends over the source: [K, beam, H, D] -> [K * beam, C]."""
-        return attend(queries, self.keys, self.values, self.mask)
+        return attend(queries, self.head_keys, self.head_values, self.head_mask)
 
     def move(self, target: int, source: int, count: int) -> None:
         """Puts sentence ``source`` in the place of ``target`` and keeps the first ``count`` sentences."""
@@ -54,8 +66,7 @@ class CrossAttentionCache:
             for part in (self.keys, self.values, self.mask):
                 if part is not None:
                     part[target] = part[source]
-        self.keys, self.values = self.keys[:count], self.values[:count]
-        self.mask = None if self.mask is None else self.mask[:count]
+        self._keep(count)
 
 
 class LayerSearch:
@@ -98,7 +109,7 @@ class LayerSearch:
         self._find_rows(device)
 
     def run(self, x: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
-        """Runs one step: [R, C] -> [R, C]; ``mask`` is :meth:`AncestryMask.upto`'s."""
+        """Runs one step: [R, C] -> [R, C]; ``mask`` is :meth:`AncestryMask.upto`'s for all heads."""
         layer = self.layer
         norms: Tuple[Any, Any, Any] = (None, None, None)
         if self.keeps_norm:
@@ -120,12 +131,16 @@ class LayerSearch:
     def _self_attention(self, x: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
         layer, cache = self.layer, self.self_cache
         assert cache is not None, "rows that keep self-attention have a cache"
-        if mask is not None and self.attention_slots is not None:
-            mask = mask.index_select(0, self.attention_slots)
         qkv = layer.qkv(x).view(-1, self.beam, 3, layer.heads, layer.head_dim)  # [K, beam, 3, H, D]
-        queries, keys, values = qkv.unbind(2)
-        cache.append(keys, values, step)
-        return layer.attention_out(cache.attend(queries, step, mask))
+        cache.append(qkv[:, :, 1:].permute(2, 0, 3, 1, 4), step)
+        return layer.attention_out(cache.attend(qkv[:, :, 0], step, self._select_mask(mask)))
+
+    def _select_mask(self, mask: Optional[Tensor]) -> Optional[Tensor]:
+        """Selects the heads' masks of the sentences that keep self-attention."""
+        if mask is None or self.attention_slots is None:
+            return mask
+        heads = mask.view(-1, self.layer.heads, mask.size(1), mask.size(2))  # [B, H, beam, N]
+        return heads.index_select(0, self.attention_slots).flatten(0, 1)
 
     def _cross_attention(self, x: Tensor) -> Tensor:
         layer, cache = self.layer, self.cross_cache
@@ -168,7 +183,8 @@ class DecoderSearch:
         """
         step = self.steps
         x = self._embed(tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows))
-        mask = None if self.ancestry is None else self.ancestry.upto(step)
+        heads = self.weights.decoder_layers[0].heads
+        mask = None if self.ancestry is None else for_heads(self.ancestry.upto(step), heads)
         for layer in self.layers:
             x = layer.run(x, step, mask)
         if self.weights.decoder_norm is not None:
