@@ -1,5 +1,6 @@
 # make demo    train, generate and report on real text    make lint    ruff and mypy
-# make test    all tests                                  make clean   remove the environment and caches
+# make test    all tests                                  make bench   speed and memory against other software
+# make clean   remove the environments and caches
 #
 # Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
 
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py')
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test lint bench clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -45,6 +46,18 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# An environment of its own: fairseq's torchaudio, built for CUDA, keeps transformers from being imported.
+BENCH := .venv-bench/bin/python
+bench:
+	$(MAKE) setup VENV=.venv-bench
+	$(BENCH) -m pip --disable-pip-version-check --no-input -qq install transformers ctranslate2
+	$(BENCH) -m pip --disable-pip-version-check --no-input -qq uninstall -y torchaudio
+	$(BENCH) benchmarks/generation.py --rounds 2
+	$(BENCH) benchmarks/saving.py --rounds 2
+	$(BENCH) benchmarks/saving.py --rounds 1 --sweep --output runs/bench/sweep.json
+	$(BENCH) benchmarks/training_step.py --rounds 2
+	$(BENCH) benchmarks/table.py runs/bench
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,9 +29,8 @@ class Setting:
     """One shape of batch, and the models that decode it.
 
     Args:
+        models: the models.
         batch, source, target, beam: sizes.
-        size: of the model.
-        precisions: which of :data:`PRECISIONS` to measure.
     """
 
     def __init__(self, models: "Models", batch: int, source: int, target: int, beam: int):
@@ -70,12 +69,23 @@ class Models:
         self.size, self.dictionary = size, measure.build_dictionary()
         self.switchable = measure.build_model("switchable_bart_base", self.dictionary, size, sd_policy="dense")
         self.built: Dict[str, Any] = {}
+        self.precision = ""
+
+    def keep_for(self, precision: str) -> None:
+        """Drops what another precision needed."""
+        if precision != self.precision:
+            self.precision = precision
+            self.built.clear()
+
+    def weights(self) -> Dict[str, torch.Tensor]:
+        """The weights, by fairseq's names."""
+        return dict(self.switchable.state_dict())
 
     def bart(self, precision: str) -> torch.nn.Module:
         """fairseq's BART."""
         if "bart" + precision not in self.built:
             model = measure.build_model("bart_base", self.dictionary, self.size)
-            model.load_state_dict(self.switchable.state_dict())
+            model.load_state_dict(self.weights())
             self.built["bart" + precision] = model.bfloat16() if precision == "bf16" else model
         return self.built["bart" + precision]
 
@@ -87,39 +97,38 @@ class Models:
 
 
 DENSE = {"attention": 0.0, "ffn": 0.0, "token": 0.0}
+# Ours, and what it is compared with; one group after the other, so that few models are in memory at once.
+GROUPS = {
+    "fp32": ["fairseq fp32", "transformers fp32", "ctranslate2 fp32"],
+    "bf16": ["fairseq bf16", "transformers bf16", "ctranslate2 int8"],
+    "int8": ["fairseq fp32", "ctranslate2 int8"],
+}
 
 
-def compare(setting: Setting, names: List[str], rounds: int, folder: str) -> List[Dict[str, Any]]:
-    """Measures everything at one setting, in turns."""
+def compare(setting: Setting, precision: str, peer_names: List[str], rounds: int, folder: str) -> List[Dict[str, Any]]:
+    """Measures one precision of ours and its peers at one setting, in turns."""
+    ours, skipping = f"ours {precision}", f"ours {precision} at the paper's rates"
     candidates = {
-        "fairseq fp32": setting.fairseq("fp32"),
-        "fairseq bf16": setting.fairseq("bf16"),
-        "ours fp32": setting.fast("fp32", DENSE),
-        "ours bf16": setting.fast("bf16", DENSE),
-        "ours int8": setting.fast("int8", DENSE),
-        "ours fp32 at the paper's rates": setting.fast("fp32", measure.PAPER_RATES),
-        "ours bf16 at the paper's rates": setting.fast("bf16", measure.PAPER_RATES),
+        ours: setting.fast(precision, DENSE),
+        skipping: setting.fast(precision, measure.PAPER_RATES),
     }
-    candidates.update(peers.build(names, setting, folder))
+    for name in GROUPS[precision]:
+        software, its_precision = name.split()
+        if software == "fairseq":
+            candidates[name] = setting.fairseq(its_precision)
+        elif software in peer_names:
+            candidates.update(peers.build(software, its_precision, setting, folder))
     seconds = measure.take_turns(candidates, rounds)
     shape = {"batch": setting.batch, "source": setting.source, "target": setting.target, "beam": setting.beam}
     paper = {"flops_ratio": setting.flops(measure.PAPER_RATES), **shape}
-    pairs = [
-        ("dense-fp32-vs-fairseq", "ours fp32", "fairseq fp32", shape),
-        ("dense-bf16-vs-fairseq", "ours bf16", "fairseq bf16", shape),
-        ("dense-int8-vs-fairseq-fp32", "ours int8", "fairseq fp32", shape),
-        ("paper-rates-fp32-vs-fairseq-dense", "ours fp32 at the paper's rates", "fairseq fp32", paper),
-        ("paper-rates-fp32-vs-ours-dense", "ours fp32 at the paper's rates", "ours fp32", paper),
-        ("paper-rates-bf16-vs-fairseq-dense", "ours bf16 at the paper's rates", "fairseq bf16", paper),
-        ("paper-rates-bf16-vs-ours-dense", "ours bf16 at the paper's rates", "ours bf16", paper),
-    ]
-    for name in candidates:
-        if name.startswith(("transformers", "ctranslate2")):
-            case = name.replace(" ", "-")
-            pairs.append((f"dense-fp32-vs-{case}", "ours fp32", name, shape))
-            pairs.append((f"dense-bf16-vs-{case}", "ours bf16", name, shape))
-            pairs.append((f"paper-rates-bf16-vs-{case}", "ours bf16 at the paper's rates", name, paper))
-    return [measure.row(case, seconds[ours], peer, seconds[peer], **more) for case, ours, peer, more in pairs]
+    rows = [measure.row(f"paper-rates-{precision}-vs-ours-dense", seconds[skipping], ours, seconds[ours], **paper)]
+    for name in [one for one in GROUPS[precision] if one in candidates]:
+        software, its_precision = name.split()
+        peer = software if its_precision == precision and software == "fairseq" else name.replace(" ", "-")
+        dense = "fairseq-dense" if peer == "fairseq" else peer
+        rows.append(measure.row(f"dense-{precision}-vs-{peer}", seconds[ours], name, seconds[name], **shape))
+        rows.append(measure.row(f"paper-rates-{precision}-vs-{dense}", seconds[skipping], name, seconds[name], **paper))
+    return rows
 
 
 def main() -> None:
@@ -127,6 +136,7 @@ def main() -> None:
     parser = measure.arguments(__doc__.splitlines()[0], "generation")
     parser.add_argument("--batch-sizes", default="1")
     parser.add_argument("--source-lengths", default="800")
+    parser.add_argument("--precisions", default="fp32,bf16", help="of ours: " + ", ".join(GROUPS))
     parser.add_argument("--target-length", type=int, default=64)
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument(
@@ -135,11 +145,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     models, rows = Models(args.size), []
-    sizes = itertools.product(args.batch_sizes.split(","), args.source_lengths.split(","))
+    sizes = list(itertools.product(args.batch_sizes.split(","), args.source_lengths.split(",")))
     with tempfile.TemporaryDirectory() as folder:
-        for batch, source in sizes:
+        for precision, (batch, source) in itertools.product(args.precisions.split(","), sizes):
+            models.keep_for(precision)
             setting = Setting(models, int(batch), int(source), args.target_length, args.beam)
-            rows += compare(setting, args.peers.split(","), args.rounds, folder)
+            rows += compare(setting, precision, args.peers.split(","), args.rounds, folder)
             measure.write(args.output, rows)
 
 
