@@ -2,8 +2,9 @@
 
 Two definitions, always reported together:
 
-* ``generation``: what generation executes. Encoder once, cached decoding with the real beam, keys and values of
-  cross-attention once a sentence, LM head, policy.
+* ``generation``: what is executed. Encoder once, cached decoding with the real beam, keys and values of
+  cross-attention once a sentence, LM head, policy. Where nothing is generated (classification, question answering)
+  the decoder runs once over its whole input, without a cache, and a small head takes the LM head's place.
 * ``paper``: the only definition under which the paper's own figures come out of its Table 10 (61.0/80.6/80.3 against
   the printed 61.1/80.5/80.7). The decoder is counted over a sequence of the encoder's length, token skipping shortens
   both stacks everywhere, cross-attention belongs to ATT, there is no LM head and no policy.
@@ -14,7 +15,7 @@ Choice: the paper says "estimated FLOPs" and defines neither; we optimise and qu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict
+from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from sd_fairseq.cost.sublayer_flops import (
     cross_attention_cache_flops,
     cross_attention_query_flops,
     ffn_flops,
+    linear_layers_flops,
     lm_head_flops,
     policy_flops,
     self_attention_flops,
@@ -36,6 +38,19 @@ DEFINITIONS = ("generation", "paper")
 
 
 @dataclass(frozen=True)
+class HeadShape:
+    """A head of linear layers on the decoder's top states.
+
+    Args:
+        widths: dimensions from the decoder's C to the outputs: (C, C, classes) to classify, (C, 2) to find a span.
+        every_token: True = it reads each of the T decoder tokens; False = one of them.
+    """
+
+    widths: Tuple[int, ...]
+    every_token: bool = False
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """The dimensions that the closed forms need.
 
@@ -44,6 +59,7 @@ class ModelShape:
         encoder_ffn_dim, decoder_ffn_dim: F of each stack.
         vocabulary: V.
         policy_hidden, policy_networks: hidden units, and networks asked per example (0 = no policy is run).
+        head: what reads the decoder where nothing is generated; None = a generator with its LM head.
     """
 
     encoder_dim: int
@@ -53,6 +69,7 @@ class ModelShape:
     vocabulary: int
     policy_hidden: int = 0
     policy_networks: int = 0
+    head: Optional[HeadShape] = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +78,8 @@ class Lengths:
 
     Args:
         source: LongTensor [B], S.
-        target: LongTensor [B], T; in generation the decoder steps executed.
-        beam: hypotheses decoded side by side.
+        target: LongTensor [B], T; in generation the decoder steps executed, else the tokens of the decoder's input.
+        beam: hypotheses decoded side by side; without meaning where nothing is generated.
     """
 
     source: Tensor
@@ -104,13 +121,18 @@ def sublayer_costs(
         sites["decoder_ffn"] = ffn_flops(kept, dec, shape.decoder_ffn_dim)
         return SublayerCosts(sites, sites["encoder_attention"] + sites["encoder_ffn"])
     target = lengths.target.double().unsqueeze(1).expand_as(kept)  # [B, J]
-    beam = lengths.beam
-    sites["decoder_attention"] = beam * cached_self_attention_flops(target, dec)
+    beam = lengths.beam if shape.head is None else 1
+    self_attention = cached_self_attention_flops if shape.head is None else self_attention_flops
+    sites["decoder_attention"] = beam * self_attention(target, dec)
     sites["decoder_cross_attention"] = beam * cross_attention_query_flops(target, kept, dec)
     sites["decoder_cross_attention"] += cross_attention_cache_flops(kept, dec, enc)
     sites["decoder_ffn"] = beam * ffn_flops(target, dec, shape.decoder_ffn_dim)
     fixed = self_attention_flops(full, enc) + ffn_flops(full, enc, shape.encoder_ffn_dim)
-    fixed = fixed + beam * lm_head_flops(target, dec, shape.vocabulary)
+    if shape.head is None:
+        fixed = fixed + beam * lm_head_flops(target, dec, shape.vocabulary)
+    else:
+        read = target if shape.head.every_token else torch.ones_like(target)  # [B, J]
+        fixed = fixed + linear_layers_flops(read, shape.head.widths)
     if with_policy and shape.policy_networks:
         outputs = space.num_switches + len(space.token_strategies)
         fixed = fixed + shape.policy_networks * policy_flops(enc, shape.policy_hidden, outputs)

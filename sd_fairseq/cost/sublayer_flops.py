@@ -6,6 +6,8 @@ activations, embeddings look-ups, masks, sampling. Lengths may be tensors of any
 
 from __future__ import annotations
 
+from typing import Sequence
+
 from torch import Tensor
 
 
@@ -37,6 +39,11 @@ def ffn_flops(tokens: Tensor, dim: int, ffn_dim: int) -> Tensor:
 def lm_head_flops(tokens: Tensor, dim: int, vocabulary: int) -> Tensor:
     """Output projection: CV MACs a token."""
     return 2 * dim * vocabulary * tokens
+
+
+def linear_layers_flops(tokens: Tensor, widths: Sequence[int]) -> Tensor:
+    """A head of linear layers between ``widths``, such as (C, C, classes): their products' MACs a token."""
+    return 2 * sum(before * after for before, after in zip(widths, widths[1:])) * tokens
 
 
 def policy_flops(dim: int, hidden: int, outputs: int) -> int:

@@ -7,8 +7,9 @@ normalization and ReLU". All its mathematics is float32, whatever the backbone's
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,11 @@ class Float32Module(nn.Module):
             return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype != tensor.dtype else moved
 
         return super()._apply(move_only, *args, **kwargs)
+
+
+def without_autocast(device: torch.device) -> ContextManager:
+    """Keeps automatic mixed precision (fairseq's ``--amp``) out: it would run float32 layers in half precision."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,8 @@ class PolicyNetwork(Float32Module):
 
     def stage_logits(self, stage: int, state: Tensor) -> Tensor:
         """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``."""
-        return self.heads(torch.relu(self.layer_norm(self.hidden(state.float()))))
+        with without_autocast(state.device):
+            return self.heads(torch.relu(self.layer_norm(self.hidden(state.float()))))
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
         """Maps the detached states (one [B, C] a stage) to a distribution over paths."""

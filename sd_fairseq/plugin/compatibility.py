@@ -56,6 +56,7 @@ def list_safe_types() -> List[Tuple[Any, str]]:
         *((kind, "builtins." + kind.__name__) for kind in _PLAIN_BUILTINS),
         *_numpy_types(),
         *_fairseq_meters(),
+        *_broadcast_placeholders(),
         *_omegaconf_types(),
     ]
 
@@ -80,6 +81,14 @@ def _fairseq_meters() -> List[Tuple[Any, str]]:
     meters = importlib.import_module("fairseq.logging.meters")
     modules = ("fairseq.logging.meters", "fairseq.meters")
     return [(getattr(meters, n), m + "." + n) for n in _OLD_METERS if hasattr(meters, n) for m in modules]
+
+
+def _broadcast_placeholders() -> List[Tuple[Any, str]]:
+    """What stands for the tensors of a checkpoint that rank 0 reads and sends to the other ranks."""
+    if not _has_module("fairseq.distributed.utils"):
+        return []
+    kind = getattr(importlib.import_module("fairseq.distributed.utils"), "_TensorPlaceholder", None)
+    return [] if kind is None else [(kind, "fairseq.distributed.utils._TensorPlaceholder")]
 
 
 def _omegaconf_types() -> List[Tuple[Any, str]]:

@@ -1,35 +1,28 @@
-"""Looks at a fairseq command line before fairseq acts on it, where fairseq would fail late, obscurely or in silence.
-
-Of a checkpoint only the tables are read, never the tensors, and nothing in it is executed: 1.6 GB take milliseconds.
-"""
+"""Looks at a fairseq command line before fairseq acts on it, where fairseq would fail late, obscurely or in silence."""
 
 import argparse
 import io
 import os
-import pickle
 import zipfile
-from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 
+from sd_fairseq.plugin.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.compatibility import loads_weights_only
 from sd_fairseq.plugin.errors import InputError, fairseq_command
+from sd_fairseq.plugin.models.options import check_workers_agree
+from sd_fairseq.plugin.option_checks import add_options, check_options
+from sd_fairseq.plugin.precision_checks import add_options as add_precision_options
+from sd_fairseq.plugin.precision_checks import check_precision
+from sd_fairseq.plugin.restart import mend_last_checkpoint
 
 # fairseq's default, the only name that is looked up in --save-dir and may be absent
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"
 OPT_IN_VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 _SLURM_VARIABLES = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file written by torch.save before torch 1.6
-_ELEMENT_BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}  # any other: 1
 _CONFIG_KEYS = ("args", "cfg")
-
-
-class _Tables(NamedTuple):
-    """The object in a checkpoint file, with everything but plain containers made inert, and its pickle."""
-
-    content: Any
-    pickle_bytes: bytes
 
 
 def check_command_line(argv: Sequence[str]) -> None:
@@ -39,8 +32,8 @@ def check_command_line(argv: Sequence[str]) -> None:
         argv: `sys.argv`; nothing is looked at unless its first item is a fairseq command line.
 
     Raises:
-        InputError: a checkpoint is missing, truncated, foreign or holds types that torch refuses, or a distributed run
-            on CPU would end at once with exit code 0 and nothing trained.
+        InputError: a checkpoint is missing, truncated, foreign or holds types that torch refuses, a distributed run
+            on CPU would end at once with exit code 0 and nothing trained, or an option that cannot work.
     """
     command = fairseq_command(argv[0]) if argv else None
     if command is None:
@@ -48,10 +41,14 @@ def check_command_line(argv: Sequence[str]) -> None:
     options = _read_options(argv[1:])
     if options is None:  # fairseq's own parser says what is wrong
         return
+    check_options(command, options)
+    check_precision(command, options)
     if command == "generate":
         _check_shards(options)
     else:
         _check_workers(options)
+    if command == "train":
+        _mend_last_checkpoint(options)
     for option, path in _find_checkpoints(command.replace("_", "-"), options):
         if "://" not in path:
             check_checkpoint(path, option)
@@ -74,7 +71,7 @@ def check_checkpoint(path: str, option: str) -> None:
         hint = "; fairseq-train would silently start from scratch" if silent else ""
         raise InputError("{}: {}{}".format(place, kind, hint))
     try:
-        tables = _read_tables(path)
+        tables = read_tables(path)
     except Exception as error:  # damaged pickles raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError("{}: truncated or not a checkpoint ({})".format(place, reason)) from error
@@ -86,7 +83,7 @@ def check_checkpoint(path: str, option: str) -> None:
 def _check_content(place: str, content: Any) -> None:
     """Refuse what is not a fairseq checkpoint."""
     expected = "expected a fairseq checkpoint with 'model' and one of 'args' and 'cfg'"
-    if not isinstance(content, dict) or (isinstance(content, _Inert) and not content):
+    if not isinstance(content, dict) or (isinstance(content, Inert) and not content):
         kind = type(content).__name__.strip("_")
         raise InputError("{}: holds one object of kind {}, {}".format(place, kind, expected))
     if "model" not in content or all(content.get(key) is None for key in _CONFIG_KEYS):
@@ -116,7 +113,7 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
             raise InputError(message)
 
     parser = Parser(add_help=False, allow_abbrev=False)
-    for name in ("path", "lm-path", "finetune-from-model", "continue-once"):
+    for name in ("path", "lm-path", "finetune-from-model", "continue-once", "arch", "ddp-backend"):
         parser.add_argument("--" + name)
     parser.add_argument("--restore-file", default=DEFAULT_RESTORE_FILE)
     parser.add_argument("--save-dir", default="checkpoints")
@@ -126,6 +123,8 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
     parser.add_argument("--num-shards", type=int, default=1)
     for name in ("use-sharded-state", "distributed-no-spawn", "tpu"):
         parser.add_argument("--" + name, action="store_true")
+    add_options(parser)
+    add_precision_options(parser)
     try:
         return parser.parse_known_args(list(arguments))[0]
     except InputError:
@@ -133,7 +132,12 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
 
 
 def _check_workers(options: argparse.Namespace) -> None:
-    """Refuse the run for which fairseq spawns one worker a GPU on a machine without one, and so none."""
+    """Refuse an engine that the model cannot run under, and the run for which fairseq spawns no worker at all.
+
+    The latter is one worker a GPU on a machine without one.
+    """
+    if (options.arch or "").startswith("switchable"):
+        check_workers_agree(options)
     if options.distributed_world_size <= 1 or options.distributed_no_spawn or options.tpu:
         return
     launched = all(name in os.environ for name in _LAUNCHER_VARIABLES)
@@ -188,89 +192,17 @@ def _find_training_checkpoint(options: argparse.Namespace) -> Tuple[str, Optiona
     return "--finetune-from-model", options.finetune_from_model
 
 
-class _Inert(dict):
-    """Stands for every object in a pickle that is not a plain container; whatever is done to it does nothing."""
-
-    def __init__(self, *values, **named):
-        super().__init__()
-
-    def __setstate__(self, state):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-    __hash__ = object.__hash__
+def _mend_last_checkpoint(options: argparse.Namespace) -> None:
+    """Let the same command go on after a kill that cut checkpoint_last.pt short."""
+    sharded = options.use_sharded_state or options.checkpoint_shard_count != 1
+    if options.restore_file == DEFAULT_RESTORE_FILE and not sharded and "://" not in options.save_dir:
+        name = DEFAULT_RESTORE_FILE.replace(".pt", options.checkpoint_suffix + ".pt")
+        mend_last_checkpoint(os.path.join(options.save_dir, name), _is_whole, options.checkpoint_suffix)
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Reads the structure of a pickle without importing or calling anything that it names."""
-
-    def __init__(self, data: BinaryIO):
-        super().__init__(data, encoding="latin1")
-        self.storages: Dict[str, Tuple[str, int]] = {}  # key -> name of the storage class, number of elements
-
-    def find_class(self, module: str, name: str) -> type:
-        return type(name, (_Inert,), {})
-
-    def persistent_load(self, description: Tuple) -> Any:
-        if description[0] != "storage":  # a whole module in a file of before torch 1.6
-            return description[1]
-        _, kind, key, _, elements = description[:5]
-        self.storages[str(key)] = (kind.__name__.replace("Storage", ""), int(elements))
-        return _Inert()
-
-    def storage_bytes(self, key: str) -> int:
-        """Bytes of a storage."""
-        kind, elements = self.storages[key]
-        return elements * _ELEMENT_BYTES.get(kind, 1)
-
-
-def _read_tables(path: str) -> _Tables:
-    """Read a file of torch.save in either format and check that every tensor it names is all there."""
-    with open(path, "rb") as data:
-        start = data.read(2)
-        data.seek(0)
-        if not start:
-            raise ValueError("the file is empty")
-        return _read_archive(data) if start == b"PK" else _read_legacy(data)
-
-
-def _read_archive(data: BinaryIO) -> _Tables:
-    """The zip format, since torch 1.6. Its directory stands at the end, so a truncated file has none."""
-    with zipfile.ZipFile(data) as archive:
-        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        table = next((name for name in sizes if name.split("/", 1)[-1] == "data.pkl"), None)
-        if table is None:
-            raise ValueError("an archive without data.pkl")
-        pickle_bytes = archive.read(table)
-    reader = _InertUnpickler(io.BytesIO(pickle_bytes))
-    content = reader.load()
-    for key in reader.storages:
-        found, needed = sizes.get(table[: -len("data.pkl")] + "data/" + key, 0), reader.storage_bytes(key)
-        if found < needed:
-            raise ValueError("tensor storage {} has {} of {} bytes".format(key, found, needed))
-    return _Tables(content, pickle_bytes)
-
-
-def _read_legacy(data: BinaryIO) -> _Tables:
-    """The format before torch 1.6: five pickles, then the bytes of every storage behind its 8-byte length."""
-    if _InertUnpickler(data).load() != _LEGACY_MAGIC:
-        raise ValueError("not written by torch.save")
-    for _ in ("protocol version", "byte order and sizes"):
-        _InertUnpickler(data).load()
-    begin = data.tell()
-    reader = _InertUnpickler(data)
-    content = reader.load()
-    end = data.tell()
-    data.seek(begin)
-    pickle_bytes = data.read(end - begin)
-    keys = _InertUnpickler(data).load()
-    needed = data.tell() + sum(8 + reader.storage_bytes(str(key)) for key in keys)
-    found = data.seek(0, os.SEEK_END)
-    if found < needed:
-        raise ValueError("{} of {} bytes".format(found, needed))
-    return _Tables(content, pickle_bytes)
+def _is_whole(path: str) -> bool:
+    """Tell whether a file is a checkpoint with all its tensors; what types it holds is another matter."""
+    try:
+        return "model" in read_tables(path).content
+    except Exception:  # damaged pickles raise nearly anything
+        return False

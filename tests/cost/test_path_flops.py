@@ -12,6 +12,7 @@ from factories import (
 
 from sd_fairseq.cost.path_flops import (
     DEFINITIONS,
+    HeadShape,
     Lengths,
     ModelShape,
     dense_flops,
@@ -67,6 +68,24 @@ def generation_by_hand(shape, space, decisions, row, source, steps, beam):
     return 2 * (total + beam * steps * d * shape.vocabulary)
 
 
+def understanding_by_hand(shape, space, decisions, row, source, target):
+    """Sums multiply-accumulates where the decoder runs once over its input and a head reads it."""
+    d = shape.decoder_dim
+    kept = kept_by_hand(source, space.token_strategies[int(decisions.token_choice[row])])
+    total = generation_by_hand(shape, space, decisions, row, source, 0, 1) // 2  # encoder, policy, cross keys and values
+    for layer in range(space.decoder_layers):
+        for _ in range(target):
+            if decisions.decoder_attention[row, layer]:
+                total += 4 * d * d + 2 * target * d
+            if decisions.decoder_cross_attention[row, layer]:
+                total += 2 * d * d + 2 * kept * d
+            if decisions.decoder_ffn[row, layer]:
+                total += 2 * d * shape.decoder_ffn_dim
+    for _ in range(target if shape.head.every_token else 1):
+        total += sum(before * after for before, after in zip(shape.head.widths, shape.head.widths[1:]))
+    return 2 * total
+
+
 def paper_by_hand(shape, space, decisions, row, source):
     """Every layer of both stacks over the shortened source; no LM head, no policy."""
     kept = kept_by_hand(source, space.token_strategies[int(decisions.token_choice[row])])
@@ -90,6 +109,27 @@ def test_generation_flops_equal_a_sum_over_tokens_and_steps(name, beam):
     for row in range(12):
         source, steps = int(lengths.source[row]), int(lengths.target[row])
         assert int(counted[row]) == generation_by_hand(SHAPE, space, decisions, row, source, steps, beam)
+
+
+@every_space
+@pytest.mark.parametrize("every_token", [False, True], ids=["classification", "spans"])
+def test_flops_without_generation_equal_a_sum_over_tokens_whatever_the_beam(name, every_token):
+    space = SPACES[name]
+    head = HeadShape((24, 2), every_token=True) if every_token else HeadShape((24, 20, 3))
+    shape = dataclasses.replace(SHAPE, head=head)
+    decisions, lengths = random_decisions(space, 12), random_lengths(12, beam=4)
+    counted = path_flops("generation", shape, space, decisions, lengths)
+    for row in range(12):
+        source, target = int(lengths.source[row]), int(lengths.target[row])
+        assert int(counted[row]) == understanding_by_hand(shape, space, decisions, row, source, target)
+
+
+@every_definition
+def test_the_dense_path_costs_exactly_1_with_a_head_too(definition):
+    shape = dataclasses.replace(SHAPE, head=HeadShape((24, 24, 2)), policy_networks=0)
+    dense = SPACES["together"].keep_all(20, torch.device("cpu"))
+    relative = relative_flops(definition, shape, SPACES["together"], dense, random_lengths(20))
+    assert torch.equal(relative, torch.ones(20, dtype=torch.float64))
 
 
 @every_space

@@ -11,6 +11,7 @@ from sd_fairseq.cost.sublayer_flops import (
     cross_attention_cache_flops,
     cross_attention_query_flops,
     ffn_flops,
+    linear_layers_flops,
     lm_head_flops,
     policy_flops,
     self_attention_flops,
@@ -64,8 +65,9 @@ def cross_attention_query(target, source):
         (lambda n: cross_attention_cache_flops(n, DIM, 8), lambda n: [project(n, 8, DIM) for _ in range(2)]),
         (lambda n: ffn_flops(n, DIM, FFN), lambda n: [project(n, DIM, FFN), project(n, FFN, DIM)]),
         (lambda n: lm_head_flops(n, DIM, VOCABULARY), lambda n: project(n, DIM, VOCABULARY)),
+        (lambda n: linear_layers_flops(n, (DIM, 8, 3)), lambda n: [project(n, DIM, 8), project(n, 8, 3)]),
     ],
-    ids=["self-attention", "cached self-attention", "cross-attention", "cross-attention cache", "ffn", "lm head"],
+    ids=["self-attention", "cached self-attention", "cross-attention", "cross-attention cache", "ffn", "lm head", "head"],
 )
 def test_closed_form_equals_traced_matrix_products(closed_form, run, tokens):
     assert int(closed_form(torch.tensor(tokens))) == traced(lambda: run(tokens))

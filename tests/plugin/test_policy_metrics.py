@@ -78,7 +78,7 @@ def test_the_dense_path_skips_nothing_and_costs_what_the_policy_adds():
     training, (sample,) = build_training(), build_samples()
     space = training.model.space
     _, nll, lengths = deployed(training, sample)
-    figures = describe_path(training.model, space.keep_all(8, torch.device("cpu")), lengths, nll)
+    figures = describe_path(space, training.model.shape, space.keep_all(8, torch.device("cpu")), lengths, nll)
     assert all(float(figures[key]) == 0 for key in figures if key.startswith("sd_skip_"))
     assert float(figures["sd_flops_paper"]) == 8.0
     assert 8.0 < float(figures["sd_flops_generation"]) < 8.8
@@ -165,7 +165,7 @@ def test_random_paths_reduce_to_their_mean_skip_rates():
     space = training.model.space
     _, nll, lengths = deployed(training, sample)
     decisions = random_decisions(space, 8)
-    shown = reduced([describe_path(training.model, decisions, lengths, nll)])
+    shown = reduced([describe_path(space, training.model.shape, decisions, lengths, nll)])
     for site in SITES:
         layers = [layer for name, layer in space.switches if name == site]
         expected = 1 - float(getattr(decisions, site)[:, layers].float().mean())

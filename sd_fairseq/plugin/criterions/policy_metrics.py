@@ -7,21 +7,22 @@ from typing import Any, Dict, List
 from fairseq.logging import metrics
 from torch import Tensor
 
-from sd_fairseq.cost.path_flops import Lengths, relative_flops
-from sd_fairseq.decision.decisions import SITES, Decisions
+from sd_fairseq.cost.path_flops import Lengths, ModelShape, relative_flops
+from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens
 
 
-def describe_path(model: Any, decisions: Decisions, lengths: Lengths, per_example: Tensor) -> Dict[str, Any]:
+def describe_path(
+    space: DecisionSpace, shape: ModelShape, decisions: Decisions, lengths: Lengths, per_example: Tensor
+) -> Dict[str, Any]:
     """Sums a batch's figures over its examples.
 
     Args:
-        model: the switchable model.
+        space, shape: what the model decides about, and its dimensions.
         decisions: the deployed paths.
         lengths: of the batch.
-        per_example: [B] mean token NLL (nats) of the deployed paths.
+        per_example: [B] quality of the deployed paths (see :class:`~sd_fairseq.plugin.criterions.quality.Quality`).
     """
-    space, shape = model.space, model.shape
     kept = count_kept_tokens(lengths.source, space.token_strategies).gather(1, decisions.token_choice.unsqueeze(1))
     figures: Dict[str, Any] = {
         "sd_examples": lengths.source.numel(),

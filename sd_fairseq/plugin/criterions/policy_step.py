@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.policy import Noise, PolicyDistribution
+from sd_fairseq.decision.policy import Noise, PolicyDistribution, without_autocast
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.reinforce import flat_gradient, score_function_objective, self_critical_advantage
 from sd_fairseq.plugin.criterions.quality import Quality, measure_quality
@@ -88,7 +88,11 @@ class Evaluator:
     def run(self, path: PathRequest) -> Tuple[Quality, Dict[str, Any]]:
         """Runs one path with gradients; returns its quality and the model's ``extra``."""
         output = self.model(**self.sample["net_input"], path=path)
-        return measure_quality(self.model, output, self.sample, self.padding, self.smoothing), output[1]
+        return self.quality(output), output[1]
+
+    def quality(self, output: Tuple) -> Quality:
+        """Scores what the model returned; a task without generation has another measure."""
+        return measure_quality(self.model, output, self.sample, self.padding, self.smoothing)
 
     def score(self, path: PathRequest) -> Tuple[Quality, Decisions]:
         """Runs one path without gradients, in the model's present dropout setting."""
@@ -100,6 +104,15 @@ class Evaluator:
         """Source and target lengths of the batch, [B] each."""
         source = self.sample["net_input"]["src_tokens"].ne(self.padding).sum(dim=1)
         return Lengths(source, self.sample["target"].ne(self.padding).sum(dim=1), beam)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The dimensions that the batch's FLOPs are counted with."""
+        return self.model.shape
+
+    def sample_size(self, sentence_avg: bool) -> int:
+        """What fairseq divides the summed loss by: target tokens, or sentences (``--sentence-avg``)."""
+        return self.sample["target"].size(0) if sentence_avg else self.sample["ntokens"]
 
 
 def policy_step(
@@ -132,10 +145,10 @@ def policy_step(
         log_prob = distribution.bounded(settings.bound).log_prob(extra["decisions"])
         quality = flat_gradient(score_function_objective(advantage, log_prob), parameters, retain_graph=True)
         cost = flops_objective(
-            distribution, log_prob, extra["decisions"], mode_decisions, model.shape, lengths, settings
+            distribution, log_prob, extra["decisions"], mode_decisions, evaluator.shape, lengths, settings
         )
         flops = flat_gradient(cost, parameters)
-    violation, measured = constraint_sums(settings, distribution, model.shape, lengths, constrained, dense)
+    violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, constrained, dense)
     examples = torch.tensor(float(ids.numel()), device=quality.device)
     sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device))
     return PolicyStep(trained, mode, constrained, dense, mode_decisions, lengths, sums)
@@ -198,12 +211,15 @@ def measure_with_dropout_off(evaluator: Evaluator, temperature: float, noise: No
 
 @contextmanager
 def trainable(policy: nn.Module) -> Iterator[List[nn.Parameter]]:
-    """Lets gradients reach the policy's parameters in the block only; the backbone's optimizer must not see them."""
+    """Lets gradients reach the policy's parameters in the block only; the backbone's optimizer must not see them.
+
+    In the block all mathematics is float32, under automatic mixed precision too.
+    """
     parameters = trainable_parameters(policy)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), without_autocast(parameters[0].device):
             yield parameters
     finally:
         for parameter in parameters:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sd_fairseq.decision.policy import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
+from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
 from sd_fairseq.plugin.criterions.policy_step import (
@@ -45,7 +46,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         check_options(cfg)
         if not hasattr(task, "updates_policies"):
             raise InputError(
-                f"--criterion sd_policy_criterion needs --task switchable_translation, found {type(task).__name__}"
+                "--criterion sd_policy_criterion needs --task switchable_translation or another switchable_* task, "
+                f"found {type(task).__name__}"
             )
         self.cfg = cfg
         self.rule = multiplier_rule(cfg)
@@ -85,15 +87,17 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             raise InputError(
                 f"--criterion sd_policy_criterion needs --arch switchable_bart*, found {type(model).__name__}"
             )
-        evaluator = Evaluator(model, sample, self.padding_idx, self.eps)
+        build_evaluator = getattr(self.task, "build_evaluator", Evaluator)
+        evaluator = build_evaluator(model, sample, self.padding_idx, self.eps)
         if not model.training:
             trained, figures = self.validate(evaluator)
         elif model.policy_learner is None or self.policy_is_frozen():
             trained, figures = self.train_deployed_path(evaluator)
         else:
             trained, figures = self.train_sampled_path(evaluator)
-        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        sample_size = evaluator.sample_size(self.sentence_avg)
         figures.update(
+            trained.figures,
             loss=trained.loss.data,
             nll_loss=trained.nll.data,
             ntokens=sample["ntokens"],
@@ -113,11 +117,13 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
         step = policy_step(evaluator, self.settings, self.update, measure)
         finite = self.check_finite(step.trained.loss, "sampled")
-        if not finite or not self.check_finite(step.sums.flatten().sum(), "deployed or the dense"):
-            return step.trained, {}
-        self.pending.append(step.sums)
+        finite = finite and self.check_finite(step.sums.flatten().sum(), "deployed or the dense")
+        if finite:
+            self.pending.append(step.sums)
         learner = evaluator.model.policy_learner
-        figures = describe_path(evaluator.model, step.decisions, step.lengths, step.mode.per_example)
+        figures = describe_path(
+            evaluator.model.space, evaluator.shape, step.decisions, step.lengths, step.mode.per_example
+        )
         figures.update(
             sd_quality_sample=step.trained.per_example.detach().sum(),
             sd_sampled=step.lengths.source.numel(),
@@ -127,20 +133,24 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         if step.dense is not None:
             figures.update(sd_quality_dense=step.dense.per_example.sum(), sd_dense=step.lengths.source.numel())
-        return step.trained, figures
+        return step.trained, figures if finite else count_nothing(figures)
 
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Trains the backbone on the mode path."""
         trained, extra = evaluator.run(PathRequest("mode"))
         self.check_finite(trained.loss, "deployed")
         lengths = evaluator.lengths(self.settings.beam)
-        return trained, describe_path(evaluator.model, extra["decisions"], lengths, trained.per_example)
+        return trained, describe_path(
+            evaluator.model.space, evaluator.shape, extra["decisions"], lengths, trained.per_example
+        )
 
     def validate(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Scores the deployed path (the reported loss), a sampled one and the dense one; dropout is off."""
         deployed, extra = evaluator.run(PathRequest("mode"))
         lengths = evaluator.lengths(self.settings.beam)
-        figures = describe_path(evaluator.model, extra["decisions"], lengths, deployed.per_example)
+        figures = describe_path(
+            evaluator.model.space, evaluator.shape, extra["decisions"], lengths, deployed.per_example
+        )
         if evaluator.model.policy_learner is not None:
             noise = Noise.for_examples(evaluator.sample["id"], self.settings.seed, evaluator.model.space)
             sampled, dense = measure_with_dropout_off(evaluator, 1.0, noise)
@@ -197,11 +207,22 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Logs fairseq's usual figures and the policy's."""
-        super().reduce_metrics(logging_outputs)
+        """Logs fairseq's usual figures, or a head's, and the policy's."""
+        if any("head_examples" in output for output in logging_outputs):
+            reduce_head_metrics(logging_outputs)
+        else:
+            super().reduce_metrics(logging_outputs)
         reduce_policy_metrics(logging_outputs)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         """All figures are sums."""
         return True
+
+
+def count_nothing(figures: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns zeros for the figures of a batch that does not count.
+
+    The keys stay: fairseq adds the workers' figures up in one all-reduce, which needs the same ones everywhere.
+    """
+    return {key: torch.zeros_like(value) if torch.is_tensor(value) else 0 for key, value in figures.items()}

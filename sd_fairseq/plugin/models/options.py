@@ -138,6 +138,21 @@ def check_supported(args: Any) -> None:
             raise InputError(f"switchable_bart does not support {reason} (found {name}={getattr(args, name)!r})")
 
 
+def check_workers_agree(args: Any) -> None:
+    """Refuses the engines of fairseq whose workers do not all hold the same whole model after every update.
+
+    Raises:
+        InputError: naming the option.
+    """
+    apart = "lets the workers' backbones drift apart, while one policy is learned from all of them"
+    refused = {"fully_sharded": "shards sub-layers that a worker may skip", "slowmo": apart}
+    backend = str(getattr(args, "ddp_backend", None))
+    if backend in refused:
+        raise InputError(f"--ddp-backend {backend} {refused[backend]}; use legacy_ddp")
+    if getattr(args, "use_bmuf", False):
+        raise InputError(f"--use-bmuf {apart}; use --ddp-backend legacy_ddp")
+
+
 def model_shape(args: Any, vocabulary: int, policy: Optional[nn.Module]) -> ModelShape:
     """Collects the dimensions that the closed-form costs need."""
     networks = len(getattr(policy, "stages", ()))

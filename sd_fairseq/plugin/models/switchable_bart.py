@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import nullcontext
 from typing import Any, Dict, Optional, Tuple
 
+from fairseq.file_utils import load_archive_file
 from fairseq.models import register_model, register_model_architecture
+from fairseq.models.bart.hub_interface import BARTHubInterface
 from fairseq.models.bart.model import BARTModel, bart_base_architecture, bart_large_architecture
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_parameters
+from sd_fairseq.plugin.conversion import flat_options, switchable_overrides
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.hub_interface import SwitchableHubInterface
+from sd_fairseq.plugin.models.classification import state_of_last_end
 from sd_fairseq.plugin.models.options import (
     add_model_options,
     build_policy,
     check_supported,
+    check_workers_agree,
     decision_space,
     fill_defaults,
     model_shape,
@@ -24,6 +33,7 @@ from sd_fairseq.plugin.models.options import (
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest, SwitchableEncoder
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
+from sd_fairseq.plugin.preflight import check_checkpoint
 
 logger = logging.getLogger(__name__)
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")
@@ -56,13 +66,48 @@ class SwitchableBARTModel(BARTModel):
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "SwitchableBARTModel":
         """Builds the model for a task; refuses what skipping does not support."""
-        fill_defaults(args)
-        if getattr(args, "sd_token_strategies", None) is None:
-            args.sd_token_strategies = getattr(task.cfg, "sd_token_strategies", None)
+        with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
+            fill_defaults(args)
+            if getattr(args, "sd_token_strategies", None) is None:
+                args.sd_token_strategies = getattr(getattr(task, "cfg", None), "sd_token_strategies", None)
+        if OmegaConf.is_config(args):
+            args = flat_options(args)
         check_supported(args)
-        if getattr(args, "ddp_backend", None) == "fully_sharded":
-            raise InputError("--ddp-backend fully_sharded shards sub-layers that a worker may skip; use legacy_ddp")
-        return super().build_model(args, task)
+        check_workers_agree(args)
+        model = super().build_model(args, task)
+        switches, strategies = model.space.num_switches, len(model.space.token_strategies)
+        logger.info("%d switches and %d token strategies, decided by: %s", switches, strategies, args.sd_policy)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        checkpoint_file: str = "model.pt",
+        data_name_or_path: str = ".",
+        bpe: str = "gpt2",
+        **kwargs: Any,
+    ) -> BARTHubInterface:
+        """As BART's, also for plain BART checkpoints, whose policy starts fresh with every switch open.
+
+        Args:
+            model_name_or_path: folder (or archive) of the checkpoint.
+            checkpoint_file: file in it.
+            data_name_or_path: folder of the dictionaries; starting with ".", relative to the first.
+            bpe: as fairseq's.
+            kwargs: options to override, such as ``sd_policy="dense"``.
+
+        Raises:
+            InputError: a checkpoint that cannot be loaded, or of another kind of model.
+        """
+        folder = load_archive_file(model_name_or_path)
+        path = os.path.join(str(folder or model_name_or_path), checkpoint_file)
+        check_checkpoint(path, "checkpoint")
+        overrides = {**switchable_overrides(path), **kwargs}
+        hub = super().from_pretrained(str(folder), checkpoint_file, data_name_or_path, bpe, **overrides)
+        if not isinstance(hub.model, cls):
+            raise InputError(f"checkpoint {path}: holds a {type(hub.model).__name__}, expected a BART")
+        return SwitchableHubInterface(hub.cfg, hub.task, hub.model)
 
     @classmethod
     def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: Any) -> SwitchableEncoder:
@@ -126,8 +171,7 @@ class SwitchableBARTModel(BARTModel):
         extra["decisions"] = encoder_out["decisions"][0]
         extra["policy_states"] = encoder_out["policy_states"]
         if classification_head_name is not None:
-            ends = src_tokens.eq(self.eos)
-            representation = x[ends, :].view(x.size(0), -1, x.size(-1))[:, -1, :]  # [B, C]
+            representation = state_of_last_end(x, src_tokens, self.eos)  # [B, C]
             x = self.classification_heads[classification_head_name](representation)
         return x, extra
 

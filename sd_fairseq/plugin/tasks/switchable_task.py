@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional
 import torch
 from fairseq.data import FairseqDataset
 
+from sd_fairseq.plugin.conversion import obey_architecture_override
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
@@ -26,6 +27,11 @@ class SwitchableTaskMixin:
     policy_criterion: Optional[Any] = None
     wrapper_checked = False
     trace_recorder: Optional[TraceRecorder] = None
+
+    def build_model(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's; an override of ``arch`` turns a plain BART checkpoint into a switchable model."""
+        obey_architecture_override(cfg)
+        return super().build_model(cfg, *args, **kwargs)  # type: ignore[misc]
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion and remembers the one that has a policy to update."""

@@ -8,6 +8,8 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
+from sd_fairseq.plugin.alignment import align_hypotheses
+from sd_fairseq.plugin.diverse_search import repair_search
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
@@ -55,6 +57,7 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
     """
 
     cfg: SwitchableTranslationConfig
+    replaces_unknown_words = False
 
     @classmethod
     def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":
@@ -64,6 +67,21 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
         except ValueError as error:
             raise InputError(f"--sd-token-strategies: {error}") from error
         return super().setup_task(cfg, **kwargs)
+
+    def build_generator(self, models: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
+        """As the mixin's; diverse beam search gets every sentence's own penalty."""
+        generator = super().build_generator(models, args, *more, **kwargs)
+        if hasattr(generator, "search"):
+            generator.search = repair_search(generator.search, self.target_dictionary)
+        self.replaces_unknown_words = getattr(args, "replace_unk", None) is not None
+        return generator
+
+    def inference_step(self, generator: Any, models: Any, sample: Any, *more: Any, **kwargs: Any) -> Any:
+        """As the mixin's; for ``--replace-unk`` it also aligns every word with one of the source."""
+        hypotheses = super().inference_step(generator, models, sample, *more, **kwargs)
+        if self.replaces_unknown_words:
+            align_hypotheses(sample["net_input"]["src_tokens"], hypotheses, self.source_dictionary.pad())
+        return hypotheses
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
         """Loads a split; refuses empty source lines."""
