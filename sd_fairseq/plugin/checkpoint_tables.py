@@ -38,7 +38,7 @@ class Inert(dict):
     def extend(self, values):
         pass
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class _InertUnpickler(pickle.Unpickler):
