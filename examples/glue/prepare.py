@@ -25,7 +25,7 @@ from fairseq.data import Dictionary, indexed_dataset
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.sentence_files import TASKS, Example, SentenceTask, read_examples
+from sd_fairseq.plugin.sentence_files import TASKS, Example, SentenceTask, read_examples, shorten
 
 MADE_BY = "prepared.json"
 Encode = Callable[[str], str]
@@ -85,14 +85,6 @@ def use_gpt2(source: str, folder: str) -> Encode:
     shutil.copyfile(os.path.join(source, "dict.txt"), os.path.join(folder, "dict.txt"))
     bpe = get_encoder(os.path.join(source, "encoder.json"), os.path.join(source, "vocab.bpe"))
     return lambda text: " ".join(map(str, bpe.encode(text)))
-
-
-def shorten(texts: List[List[str]], max_tokens: int) -> List[List[str]]:
-    """Cut the end of the longest text until all fit with <s> and one </s> each; 0 = never."""
-    texts = [list(text) for text in texts]
-    while max_tokens and sum(map(len, texts)) + 1 + len(texts) > max_tokens and max(map(len, texts)) > 1:
-        max(texts, key=len).pop()
-    return texts
 
 
 def write_binary(path: str, dictionary: Dictionary, lines: Sequence[str], append_eos: bool = True) -> None:

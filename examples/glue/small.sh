@@ -4,14 +4,15 @@
 # Usage: small.sh SST-2|RTE|MNLI DATA OUT RAW_DEV [SEED]
 #   DATA     made by prepare.py     RAW_DEV  the file that is scored, as raw as it came
 #   OUT      folder for checkpoints, logs and results/*.json
-# Environment: BASE (a dense checkpoint to start from instead of training one), BASE_UPDATES, UPDATES, SEED,
-#   COLUMNS_OF (columns of RAW_DEV, blank-separated, and LABEL_OF, where they are not GLUE's), PYTHON
+# Environment: BASE (the dense start, instead of training one), START (what the dense start itself is trained from, such
+#   as MNLI's for RTE), BASE_UPDATES, UPDATES, PYTHON,
+#   COLUMNS_OF and LABEL_OF (columns of RAW_DEV, blank-separated, and of its label, where they are not the data's)
 set -euo pipefail
 task=$1 data=$2 out=$3 raw=$4 seed=${5:-1}
 case $task in
   SST-2) classes=2 tokens=1024 base_updates=1700 updates=600 lr=1e-4 ;;
-  MNLI) classes=3 tokens=1536 base_updates=1200 updates=500 lr=1e-4 ;;
-  RTE) classes=2 tokens=1536 base_updates=340 updates=400 lr=1e-4 ;;
+  MNLI) classes=3 tokens=1536 base_updates=1000 updates=400 lr=1e-4 ;;
+  RTE) classes=2 tokens=1536 base_updates=300 updates=300 lr=1e-4 ;;
   *) echo "small.sh: no recipe for $task" >&2 && exit 1 ;;
 esac
 base_updates=${BASE_UPDATES:-$base_updates} updates=${UPDATES:-$updates} python=${PYTHON:-python}
@@ -51,7 +52,7 @@ predict() { # ROW: scores the last checkpoint (never the best one on the scored 
 
 base=${BASE:-}
 if [[ -z $base ]]; then
-  train base "$base_updates" 5e-4 --sd-policy dense
+  train base "$base_updates" 5e-4 --sd-policy dense ${START:+--finetune-from-model "$START"}
   base=$out/base/checkpoint_last.pt
 fi
 train dense "$updates" "$lr" --sd-policy dense --finetune-from-model "$base"

@@ -13,6 +13,7 @@ import json
 import re
 import string
 import sys
+import zlib
 from collections import Counter
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -140,7 +141,7 @@ def read_mapping(path: str, kinds: Tuple[type, ...], ids: Sequence[str] = ()) ->
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
             content = json.loads(stream.read().decode("utf-8"))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SquadError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise SquadError(f"{path}: found a JSON {type(content).__name__}, expected an object of id and value")

@@ -30,8 +30,8 @@ def check_options(command: str, options: argparse.Namespace) -> None:
     """
     if options.num_batch_buckets > 0 and not takes_interpolation():
         raise InputError(
-            "--num-batch-buckets {} needs numpy < 2.4, found {}: fairseq asks its percentile() for an argument that is "
-            "gone; leave the option out".format(options.num_batch_buckets, numpy.__version__)
+            "--num-batch-buckets {} needs an older numpy, found {}: fairseq asks its percentile() for an argument "
+            "that is gone; leave the option out".format(options.num_batch_buckets, numpy.__version__)
         )
     if command == "generate" and options.constraints:
         raise InputError("--constraints needs fairseq-interactive, which reads them from its input behind a tab")

@@ -26,7 +26,7 @@ from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.classification import classification_head_shape
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
-from sd_fairseq.plugin.sentence_files import Example, SentenceTask, read_examples
+from sd_fairseq.plugin.sentence_files import Example, SentenceTask, read_examples, shorten
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
 
 
@@ -62,10 +62,11 @@ class SentencePredictor:
         hub: what ``SwitchableBARTModel.from_pretrained`` returned.
         bpe: has ``encode(text)``, which gives pieces separated by blanks.
         labels: the classes in the order of the head's outputs.
+        max_tokens: longer examples are cut as they were for training; 0 = never.
     """
 
-    def __init__(self, hub: SwitchableHubInterface, bpe: Any, labels: Sequence[str]):
-        self.hub, self.bpe, self.labels = hub.eval(), bpe, list(labels)
+    def __init__(self, hub: SwitchableHubInterface, bpe: Any, labels: Sequence[str], max_tokens: int = 0):
+        self.hub, self.bpe, self.labels, self.max_tokens = hub.eval(), bpe, list(labels), max_tokens
         self.head = hub.task.cfg.classification_head_name
         self.space, shape = space_and_shape(hub.model)
         head = classification_head_shape(hub.model, self.head)
@@ -81,11 +82,12 @@ class SentencePredictor:
         """
         cfg, dictionary = self.hub.task.cfg, self.hub.task.source_dictionary
         parts: List[Tensor] = []
-        for index, text in enumerate(example.texts):
+        pieces = [self.bpe.encode(text).split(" ") for text in example.texts]
+        for index, text in enumerate(shorten(pieces, self.max_tokens)):
             first = cfg.init_token if index == 0 else cfg.separator_token
             if first is not None:
                 parts.append(torch.tensor([first]))
-            parts.append(dictionary.encode_line(self.bpe.encode(text), append_eos=True, add_if_not_exist=False).long())
+            parts.append(dictionary.encode_line(" ".join(text), append_eos=True, add_if_not_exist=False).long())
         tokens = torch.cat(parts)
         limit = min(self.hub.max_positions)
         if tokens.numel() > limit:
@@ -180,7 +182,7 @@ def load_predictor(options: argparse.Namespace, overrides: Dict[str, Any]) -> Tu
     hub = SwitchableBARTModel.from_pretrained(folder, name, os.path.abspath(options.data), **bpe_options, **overrides)
     if options.cuda:
         hub.cuda()
-    return SentencePredictor(hub, hub.bpe, task.labels), task
+    return SentencePredictor(hub, hub.bpe, task.labels, int(record.get("max_tokens", 0))), task
 
 
 def build_parser() -> argparse.ArgumentParser:

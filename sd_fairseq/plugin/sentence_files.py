@@ -148,3 +148,16 @@ def _read_table(path: str, text: io.StringIO, delimiter: str) -> Iterator[Tuple[
                 yield number, dict(zip(header, cells))
     except csv.Error as error:
         raise InputError(f"{path}:{last}: {error}") from error
+
+
+def shorten(texts: Sequence[Sequence[str]], max_tokens: int) -> List[List[str]]:
+    """Cuts the end of the longest text until all fit together with ``<s>`` and one ``</s>`` each.
+
+    Args:
+        texts: pieces of each text.
+        max_tokens: to fit into; 0 = cut nothing.
+    """
+    cut = [list(text) for text in texts]
+    while max_tokens and sum(map(len, cut)) + 1 + len(cut) > max_tokens and max(map(len, cut)) > 1:
+        max(cut, key=len).pop()
+    return cut

@@ -9,10 +9,12 @@ import argparse
 from dataclasses import fields
 from typing import Any, Type
 
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
 
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig
 from sd_fairseq.plugin.models.options import DEFAULTS, add_model_options
+from sd_fairseq.plugin.tasks.switchable_sentence_prediction import SwitchableSentencePredictionConfig
 from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslationConfig
 
 
@@ -35,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         action.help = f"{action.help} (default: {DEFAULTS[action.dest]})"
     task = parser.add_argument_group("--task switchable_translation")
     add_fields(task, SwitchableTranslationConfig, TranslationConfig)
+    sentence = parser.add_argument_group("--task switchable_sentence_prediction")
+    add_fields(sentence, SwitchableSentencePredictionConfig, SentencePredictionConfig)
     criterion = parser.add_argument_group("--criterion sd_policy_criterion")
     add_fields(criterion, SDPolicyCriterionConfig, SDPolicyCriterionConfig.__mro__[1])
     return parser

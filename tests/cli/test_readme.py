@@ -41,9 +41,8 @@ def replaced(arguments, **values):
 
 def test_the_recipe_trains_from_plain_bart_and_generates(pipeline, tmp_path):
     from_readme = readme_command("fairseq-train")
-    train = replaced(
-        without(from_readme, "--fp16"), user_dir=ROOT / "sd_fairseq", restore_file=pipeline.base, arch="switchable_bart"
-    )
+    train = replaced(without(from_readme, "--fp16"), user_dir=ROOT / "sd_fairseq", arch="switchable_bart")
+    train = replaced(train, finetune_from_model=pipeline.base)
     save = ["--save-dir", str(tmp_path / "checkpoints")]
     pipeline.fairseq("train", str(pipeline.data), *train[1:], *SMALL, *save)
     generate = readme_command("fairseq-generate")

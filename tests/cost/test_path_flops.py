@@ -72,7 +72,7 @@ def understanding_by_hand(shape, space, decisions, row, source, target):
     """Sums multiply-accumulates where the decoder runs once over its input and a head reads it."""
     d = shape.decoder_dim
     kept = kept_by_hand(source, space.token_strategies[int(decisions.token_choice[row])])
-    total = generation_by_hand(shape, space, decisions, row, source, 0, 1) // 2  # encoder, policy, cross keys and values
+    total = generation_by_hand(shape, space, decisions, row, source, 0, 1) // 2  # encoder, policy, cross keys, values
     for layer in range(space.decoder_layers):
         for _ in range(target):
             if decisions.decoder_attention[row, layer]:

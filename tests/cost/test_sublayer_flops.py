@@ -67,7 +67,7 @@ def cross_attention_query(target, source):
         (lambda n: lm_head_flops(n, DIM, VOCABULARY), lambda n: project(n, DIM, VOCABULARY)),
         (lambda n: linear_layers_flops(n, (DIM, 8, 3)), lambda n: [project(n, DIM, 8), project(n, 8, 3)]),
     ],
-    ids=["self-attention", "cached self-attention", "cross-attention", "cross-attention cache", "ffn", "lm head", "head"],
+    ids=["self-attention", "cached self-attention", "cross-attention", "cross-attention cache", "ffn", "lm", "head"],
 )
 def test_closed_form_equals_traced_matrix_products(closed_form, run, tokens):
     assert int(closed_form(torch.tensor(tokens))) == traced(lambda: run(tokens))
