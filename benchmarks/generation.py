@@ -37,6 +37,10 @@ class Setting:
         self.models, self.batch, self.source, self.target, self.beam = models, batch, source, target, beam
         self.net_input = measure.random_sources(batch, source, models.dictionary)
 
+    def of_target(self, target: int) -> "Setting":
+        """The same with another number of target tokens."""
+        return Setting(self.models, self.batch, self.source, target, self.beam)
+
     def fairseq(self, precision: str) -> Callable[[], Any]:
         """fairseq's generator with fairseq's BART. It blocks n-grams, as ours does: fairseq's own blocker is broken."""
         return self._search([self.models.bart(precision)], self.models.bart(precision), {})
@@ -96,6 +100,7 @@ class Models:
         return self.built["fast" + precision]
 
 
+SHORT = 4  # target tokens of the untimed run before each timed one
 DENSE = {"attention": 0.0, "ffn": 0.0, "token": 0.0}
 # Ours, and what it is compared with; one group after the other, so that few models are in memory at once.
 GROUPS = {
@@ -105,12 +110,13 @@ GROUPS = {
 }
 
 
-def compare(setting: Setting, precision: str, peer_names: List[str], rounds: int, folder: str) -> List[Dict[str, Any]]:
-    """Measures one precision of ours and its peers at one setting, in turns."""
-    ours, skipping = f"ours {precision}", f"ours {precision} at the paper's rates"
+def build_candidates(
+    setting: Setting, precision: str, peer_names: List[str], folder: str
+) -> Dict[str, Callable[[], Any]]:
+    """Everything that one precision of ours is measured against, and ours."""
     candidates = {
-        ours: setting.fast(precision, DENSE),
-        skipping: setting.fast(precision, measure.PAPER_RATES),
+        f"ours {precision}": setting.fast(precision, DENSE),
+        f"ours {precision} at the paper's rates": setting.fast(precision, measure.PAPER_RATES),
     }
     for name in GROUPS[precision]:
         software, its_precision = name.split()
@@ -118,7 +124,15 @@ def compare(setting: Setting, precision: str, peer_names: List[str], rounds: int
             candidates[name] = setting.fairseq(its_precision)
         elif software in peer_names:
             candidates.update(peers.build(software, its_precision, setting, folder))
-    seconds = measure.take_turns(candidates, rounds)
+    return candidates
+
+
+def compare(setting: Setting, precision: str, peer_names: List[str], rounds: int, folder: str) -> List[Dict[str, Any]]:
+    """Measures one precision of ours and its peers at one setting, in turns."""
+    ours, skipping = f"ours {precision}", f"ours {precision} at the paper's rates"
+    candidates = build_candidates(setting, precision, peer_names, folder)
+    short = build_candidates(setting.of_target(SHORT), precision, peer_names, folder)
+    seconds = measure.take_turns(candidates, rounds, short)
     shape = {"batch": setting.batch, "source": setting.source, "target": setting.target, "beam": setting.beam}
     paper = {"flops_ratio": setting.flops(measure.PAPER_RATES), **shape}
     rows = [measure.row(f"paper-rates-{precision}-vs-ours-dense", seconds[skipping], ours, seconds[ours], **paper)]

@@ -103,16 +103,28 @@ def strategy_share(strategy: Any) -> float:
     return float(percent or 0) / 100
 
 
-def take_turns(candidates: Dict[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> Dict[str, List[float]]:
-    """Runs the candidates in turns; returns seconds of every round, by name."""
+def take_turns(
+    candidates: Dict[str, Callable[[], Any]], rounds: int, before: Optional[Dict[str, Callable[[], Any]]] = None
+) -> Dict[str, List[float]]:
+    """Runs the candidates in turns, the first turn to warm up; returns seconds of every other round, by name.
+
+    Args:
+        candidates: what is timed.
+        rounds: turns that count.
+        before: run, untimed, right before each of ``candidates``: a short run of the same model. While the others had
+            their turns its weights have left the caches, and virtual machines take idle memory back; neither happens
+            to a model at work.
+    """
     seconds: Dict[str, List[float]] = {name: [] for name in candidates}
-    for turn in range(warm_up + rounds):
+    for turn in range(1 + rounds):
         for name, run in candidates.items():
+            if before is not None:
+                before[name]()
             synchronize()
             started = time.perf_counter()
             run()
             synchronize()
-            if turn >= warm_up:
+            if turn > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

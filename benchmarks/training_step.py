@@ -130,7 +130,7 @@ def main() -> None:
     # The constraint is measured every few updates: a turn is as many updates as its period, so that turns are alike.
     updates = {kind: build_update(kind, args) for kind in ("dense", "ours")}
     turns = {kind: (lambda update=update: [update() for _ in range(4)]) for kind, update in updates.items()}
-    seconds = measure.take_turns(turns, args.rounds)
+    seconds = measure.take_turns(turns, args.rounds, updates)
     per_update = {kind: [value / 4 for value in values] for kind, values in seconds.items()}
     rows = [measure.row("training-step-time", per_update["ours"], "fairseq bart", per_update["dense"], **shape)]
     measure.write(args.output, rows)
