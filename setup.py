@@ -45,7 +45,7 @@ setup(
     packages=find_packages(include=["sd_fairseq", "sd_fairseq.*"]),
     python_requires=">=3.8",
     install_requires=FAIRSEQ
-    + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "nltk", "tabulate", "tqdm"],
+    + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "nltk", "scikit-learn", "tabulate", "tqdm"],
     extras_require={"plots": PLOTS, "evaluation": EVALUATION, "tests": TESTS},
     entry_points={
         "console_scripts": [

@@ -30,7 +30,7 @@ def read(folder: str) -> List[Dict[str, Any]]:
 
 def describe(row: Dict[str, Any]) -> str:
     """What was measured beside the case: precision, sizes, skip rates."""
-    names = ("size", "precision", "rates", "batch", "source", "target", "beam")
+    names = ("size", "precision", "rates", "batch", "source", "target", "beam", "constraint_interval")
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 

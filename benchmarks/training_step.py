@@ -36,6 +36,7 @@ def build_update(kind: str, args: argparse.Namespace) -> Callable[[], None]:
     else:
         model = measure.build_model("switchable_bart_base", dictionary, args.size)
         settings = {"criterion": "sd_policy_criterion", "label_smoothing": 0.1, "sentence_avg": False}
+        settings["sd_constraint_interval"] = args.constraint_interval
         decide_at_paper_rates(model)
     model.to(args.device)
     criterion = task.build_criterion(argparse.Namespace(**settings)).to(args.device)
@@ -108,8 +109,17 @@ def measure_memory(kind: str, args: argparse.Namespace) -> None:
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_resident_memory()
     print(json.dumps({"peak_gb": round(peak, 4)}))
+
+
+def peak_resident_memory() -> float:
+    """This process's own peak in GB; getrusage's would be at least that of the process that started this one."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -119,6 +129,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--source-length", type=int, default=512)
     parser.add_argument("--target-length", type=int, default=64)
+    parser.add_argument(
+        "--constraint-interval", type=int, choices=(1, 2, 4), default=2, help="--sd-constraint-interval"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory-of", choices=("dense", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -127,6 +140,7 @@ def main() -> None:
         measure_memory(args.memory_of, args)
         return
     shape = {"size": args.size, "batch": args.batch_size, "source": args.source_length, "target": args.target_length}
+    shape["constraint_interval"] = args.constraint_interval
     # The constraint is measured every few updates: a turn is as many updates as its period, so that turns are alike.
     updates = {kind: build_update(kind, args) for kind in ("dense", "ours")}
     turns = {kind: (lambda update=update: [update() for _ in range(4)]) for kind, update in updates.items()}
@@ -135,7 +149,7 @@ def main() -> None:
     rows = [measure.row("training-step-time", per_update["ours"], "fairseq bart", per_update["dense"], **shape)]
     measure.write(args.output, rows)
     del updates, turns
-    passed = [item for item in sys.argv[1:]]
+    passed = sys.argv[1:]
     gigabytes = {kind: [peak_memory(kind, passed)] for kind in ("dense", "ours")}
     row = measure.row("training-step-memory", gigabytes["ours"], "fairseq bart", gigabytes["dense"], **shape)
     rows.append({**row, "unit": "GB", "ours_gb": gigabytes["ours"][0], "peer_gb": gigabytes["dense"][0]})

@@ -2,6 +2,7 @@
 
 OUT/input0, OUT/input1   dict.txt and {train,valid,test}.{bin,idx} of the first and, of pairs, the second text
 OUT/label                the same for the labels, whose order is the order of the head's outputs
+OUT/valid.jsonl          of --hash-split: the held-out examples as raw text, for sd_fairseq.plugin.predict_sentences
 OUT/prepared.json        where everything came from, counts, and how to encode new text the same way
 
     prepare.py RTE OUT --train train.tsv --valid dev.tsv --bpe gpt2 --gpt2-folder FOLDER     as BART's recipe
@@ -127,7 +128,17 @@ def build(folder: str, splits: Dict[str, List[Example]], task: SentenceTask, opt
         if all(one.label is not None for one in examples):
             write_binary(os.path.join(folder, "label", split), labels, [one.label for one in examples])
     os.remove(os.path.join(folder, "dict.txt"))
+    if options.hash_split:
+        write_raw(os.path.join(folder, "valid.jsonl"), splits["valid"], task)
     write_record(folder, splits, task, options, shortened)
+
+
+def write_raw(path: str, examples: Sequence[Example], task: SentenceTask) -> None:
+    """Write examples as JSON lines."""
+    with open(path, "w", encoding="utf-8", newline="\n") as text:
+        for one in examples:
+            row = {"id": one.id, **dict(zip(task.columns, one.texts)), task.label_column: one.label}
+            text.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_record(

@@ -14,4 +14,5 @@ import sd_fairseq.plugin.criterions.sd_policy_criterion  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_bart  # noqa: E402, F401
 import sd_fairseq.plugin.scoring  # noqa: E402, F401
 import sd_fairseq.plugin.tasks.switchable_sentence_prediction  # noqa: E402, F401
+import sd_fairseq.plugin.tasks.switchable_squad  # noqa: E402, F401
 import sd_fairseq.plugin.tasks.switchable_translation  # noqa: E402, F401

@@ -1,15 +1,12 @@
-"""examples/glue from raw files to predictions: prepare.py, training, the batch command, the hub, the scripts."""
+"""examples/glue from prepared data to predictions: training, fairseq's validation, the batch command, the hub."""
 
-import gzip
-import importlib.util
 import json
 import shutil
-import sys
-from unittest import mock
 
 import pytest
 import torch
-from dropin.workers import ROOT, TEXTS, run
+from dropin.workers import ROOT, run
+from glue import make_data
 
 from sd_fairseq.decision.trace import SITE_FIELDS
 from sd_fairseq.plugin.errors import InputError
@@ -37,19 +34,6 @@ SIZE = [
 ]
 
 
-def prepare(*arguments):
-    """Runs prepare.py's command line in this process; returns its error line, or None when it ended well."""
-    spec = importlib.util.spec_from_file_location("glue_prepare", str(FOLDER / "prepare.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with mock.patch.object(sys, "argv", ["prepare.py", *map(str, arguments)]):
-        try:
-            module.main()
-        except SystemExit as stop:
-            return str(stop.code)
-    return None
-
-
 class Glue:
     """Real texts, labelled by whether they name a library; what the tests share.
 
@@ -63,17 +47,7 @@ class Glue:
 
     def __init__(self, folder):
         self.folder, self.data = folder, folder / "data"
-        with gzip.open(str(TEXTS), "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line) for line in lines][:60]
-        named = [(row["document"], row["summary"], "librar" in row["document"]) for row in texts]
-        named = [(a, b, "entailment" if label else "not_entailment") for a, b, label in named]
-        self.rows = {"train": named[:40], "valid": named[40:]}
-        for split, rows in self.rows.items():
-            lines = ["index\tsentence1\tsentence2\tlabel"]
-            lines += ["\t".join([str(i), *row]) for i, row in enumerate(rows)]
-            (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        files = ["--train", folder / "train.tsv", "--valid", folder / "valid.tsv"]
-        assert prepare("RTE", self.data, *files, "--vocab-size", 400, "--max-tokens", 100) is None
+        self.rows = make_data(folder)
         arguments = [self.data, *TASK, *SIZE, "--save-dir", folder / "save"]
         self.log = run("train", arguments, folder / "train.log")
         self.checkpoint = folder / "save" / "checkpoint_last.pt"
@@ -94,78 +68,6 @@ def glue(tmp_path_factory):
     return Glue(tmp_path_factory.mktemp("glue"))
 
 
-def read_back(data, place, split):
-    """The texts that the binary data hold."""
-    import sentencepiece
-    from fairseq.data import Dictionary, data_utils
-
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(data / "sentencepiece.model"))
-    dictionary = Dictionary.load(str(data / place / "dict.txt"))
-    dataset = data_utils.load_indexed_dataset(str(data / place / split), dictionary)
-    lines = [dictionary.string(dataset[index]) for index in range(len(dataset))]
-    return lines if place == "label" else [processor.decode(line.split(" ")) for line in lines]
-
-
-@pytest.mark.parametrize("split", ["train", "valid"])
-def test_binary_data_hold_the_texts_and_labels_in_their_order(glue, split):
-    for column, place in enumerate(["input0", "input1", "label"]):
-        found = read_back(glue.data, place, split)
-        expected = [row[column] for row in glue.rows[split]]
-        assert len(found) == len(expected)
-        known = [(one, text) for one, text in zip(found, expected) if "\u2047" not in one]  # no unknown character
-        assert len(known) > len(found) / 2
-        for one, text in known:
-            whole = " ".join(text.split())
-            assert one == whole or (column == 0 and whole.startswith(one) and len(one) > 50)  # cut to 100 tokens
-
-
-def test_a_split_by_hash_loses_nothing_and_parts_no_premise(glue, tmp_path):
-    lines = ["premise,hypothesis,label"]
-    lines += [
-        f"p{i // 3} {'x ' * (i // 3 % 7)},h{i},{('neutral', 'entailment', 'contradiction')[i % 3]}" for i in range(300)
-    ]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    options = [
-        "--columns",
-        "premise",
-        "hypothesis",
-        "--label-column",
-        "label",
-        "--vocab-size",
-        40,
-        "--valid-percent",
-        20,
-    ]
-    assert prepare("MNLI", tmp_path / "out", "--hash-split", tmp_path / "pairs.csv", *options) is None
-    premises = {split: read_back(tmp_path / "out", "input0", split) for split in ("train", "valid")}
-    assert not set(premises["train"]) & set(premises["valid"])
-    assert len(premises["train"]) + len(premises["valid"]) == 300
-    assert 20 <= len(premises["valid"]) <= 110
-
-
-@pytest.mark.parametrize(
-    "line, fault",
-    [
-        ("9\tone\ttwo\tmaybe", "label 'maybe'"),
-        ("9\tone\t \tentailment", "'sentence2' is empty"),
-        ("9\tone", "2 columns"),
-    ],
-)
-def test_a_bad_line_is_named_and_leaves_nothing(glue, tmp_path, line, fault):
-    text = (glue.folder / "train.tsv").read_text(encoding="utf-8")
-    (tmp_path / "bad.tsv").write_text(text + line + "\n", encoding="utf-8")
-    error = prepare("RTE", tmp_path / "out", "--train", tmp_path / "bad.tsv", "--valid", glue.folder / "valid.tsv")
-    assert f"bad.tsv:{2 + 40}: " in error and fault in error and "\n" not in error
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.tsv"]
-
-
-def test_somebody_elses_folder_is_not_replaced(glue, tmp_path):
-    (tmp_path / "note").write_text("mine")
-    error = prepare("RTE", tmp_path, "--train", glue.folder / "train.tsv", "--valid", glue.folder / "valid.tsv")
-    assert "was not made by this script" in error
-    assert [path.name for path in tmp_path.iterdir()] == ["note"]
-
-
 def test_training_logs_scores_and_skip_rates_and_keeps_the_best(glue):
     valid = [json.loads(line[line.index("{") :]) for line in glue.log.splitlines() if '"valid_accuracy"' in line]
     assert valid and all(0 <= float(one["valid_accuracy"]) <= 100 for one in valid)
@@ -178,6 +80,15 @@ def predict(glue, *arguments, checkpoint=None):
     from sd_fairseq.plugin.predict_sentences import main
 
     return main([str(glue.data), "--path", str(checkpoint or glue.mixed), *map(str, arguments)])
+
+
+def load_hub(glue):
+    """The checkpoint with mixed paths behind the hub interface."""
+    from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
+
+    folder, model = str(glue.mixed.parent), str(glue.data / "sentencepiece.model")
+    options = {"bpe": "sentencepiece", "sentencepiece_model": model}
+    return SwitchableBARTModel.from_pretrained(folder, "mixed.pt", str(glue.data), **options).eval()
 
 
 def predictions(glue, tmp_path, *options, source=None, name="out.jsonl"):
@@ -207,11 +118,7 @@ def test_predictions_do_not_depend_on_the_batch_size_and_agree_with_their_summar
 
 def test_the_command_and_fairseqs_validation_see_the_same_data(glue, tmp_path, capsys):
     """The text goes through the same cut, pieces, symbols and decoder input as in training."""
-    from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
-
-    hub = SwitchableBARTModel.from_pretrained(
-        str(glue.mixed.parent), "mixed.pt", str(glue.data), bpe=None, sentencepiece_model=None
-    ).eval()
+    hub = load_hub(glue)
     dataset = hub.task.load_dataset("valid")
     sample = dataset.collater([dataset[index] for index in range(len(dataset))])
     with torch.no_grad():
@@ -222,6 +129,27 @@ def test_the_command_and_fairseqs_validation_see_the_same_data(glue, tmp_path, c
         assert list(one["probabilities"].values()) == pytest.approx(row.tolist(), rel=1e-4)
 
 
+def test_sorted_batches_hold_every_sentence_once_by_length(glue):
+    hub = load_hub(glue)
+    dataset = hub.task.load_dataset("train")
+    order = dataset.ordered_indices()
+    assert sorted(order.tolist()) == list(range(40)) != order.tolist()
+    lengths = [dataset.num_tokens(index) for index in order]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 5
+
+
+def test_fairseqs_validation_reports_the_commands_scores_and_flops(glue, tmp_path, capsys):
+    arguments = [glue.data, *TASK, "--path", glue.mixed, "--cpu", "--num-workers", "0", "--batch-size", "6"]
+    output = run("validate", [*arguments, "--log-format", "json"], tmp_path / "log")
+    logged = json.loads(next(line[line.index("{") :] for line in output.splitlines() if '"valid_accuracy"' in line))
+    predictions(glue, tmp_path, "--summary", tmp_path / "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("accuracy", "f1", "matthews"):
+        assert float(logged[f"valid_{name}"]) == pytest.approx(summary[name], abs=0.01)
+    for name in ("flops_generation", "flops_paper"):
+        assert float(logged[f"valid_sd_{name}"]) == pytest.approx(summary[name], abs=1e-3)
+
+
 def test_dense_predictions_skip_nothing(glue, tmp_path, capsys):
     for one in predictions(glue, tmp_path, "--dense"):
         assert "0" not in "".join(one[site] for site in SITE_FIELDS) and one["token_strategy"] == "keep"
@@ -229,12 +157,7 @@ def test_dense_predictions_skip_nothing(glue, tmp_path, capsys):
 
 
 def test_the_hub_predicts_one_sentence_and_a_padded_batch_alike(glue):
-    from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
-
-    model = str(glue.data / "sentencepiece.model")
-    hub = SwitchableBARTModel.from_pretrained(
-        str(glue.mixed.parent), "mixed.pt", str(glue.data), bpe="sentencepiece", sentencepiece_model=model
-    ).eval()
+    hub = load_hub(glue)
     one, pair = hub.encode("a library of sounds"), hub.encode("a game", "a toy")
     batch = torch.nn.utils.rnn.pad_sequence([one, pair], batch_first=True, padding_value=1)
     with torch.no_grad():

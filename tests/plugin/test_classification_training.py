@@ -9,8 +9,10 @@ from fairseq.logging import metrics
 from sentences import HEAD, build_classifier, build_sentence_training, build_sentences, pick_sentences
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from sd_fairseq.cost.path_flops import HeadShape
+from sd_fairseq.cost.path_flops import HeadShape, expected_relative_flops
+from sd_fairseq.learning.reinforce import flat_gradient
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
+from sd_fairseq.plugin.criterions.policy_step import policy_step, trainable
 from sd_fairseq.plugin.criterions.sd_policy_criterion import SDPolicyCriterion
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.classification import classification_head_shape
@@ -103,6 +105,9 @@ def test_logged_scores_of_several_batches_are_scikit_learns_of_all_examples():
         100 * f1_score(truth, answers, average="macro", labels=[0, 1, 2], zero_division=0), abs=0.01
     )
     assert values["matthews"] == pytest.approx(100 * matthews_corrcoef(truth, answers), abs=0.01)
+    counts = quality_of(training, sample).figures
+    for true, answer in [(true, answer) for true in range(3) for answer in range(3)]:
+        assert int(counts[f"confusion_{true}_{answer}"]) == int(((truth == true) & (answers == answer)).sum())
     nll = float(quality_of(training, sample).loss)
     assert values["loss"] == pytest.approx(nll / 8 / 0.6931472, abs=2e-3)
     assert "nll_loss" not in values and "ppl" not in values
@@ -168,3 +173,36 @@ def test_an_example_longer_than_the_model_takes_is_named():
     check_sizes(data, 30)
     with pytest.raises(InputError, match="sentence 2 has 12 tokens, the model takes 9.*2 such"):
         check_sizes(data, 9)
+
+
+def test_the_policys_flops_gradient_is_of_the_heads_costs():
+    training, sample = build_sentence_training(), build_sentences()
+    model = training.model.eval()
+    evaluator = training.task.build_evaluator(model, sample, 1, 0.0)
+    found = policy_step(evaluator, training.criterion.settings, 0, measure_constraint=False).sums.flops
+    states = evaluator.run(PathRequest("dense"))[1]["policy_states"]
+    with trainable(model.encoder.policy) as parameters:
+        distribution = model.encoder.policy(states)
+        head, lm_head = (
+            flat_gradient(expected_relative_flops("generation", shape, distribution, lengths).sum(), parameters, True)
+            for shape, lengths in ((evaluator.shape, evaluator.lengths(1)), (model.shape, evaluator.lengths(1)))
+        )
+    torch.testing.assert_close(found, head.float(), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found, lm_head.float(), rtol=0.05)
+
+
+@pytest.mark.parametrize("mode", ["budget", "constrained"])
+def test_the_violation_is_of_the_heads_costs_and_losses(mode):
+    options = {"sd_mode": mode, "sd_flops_budget": 0.5, "sd_tolerance": 0.02, "sd_constraint_temperature": 0.0}
+    training, sample = build_sentence_training(**options), build_sentences()
+    evaluator = training.task.build_evaluator(training.model, sample, 1, 0.0)
+    if mode == "constrained":
+        gap = quality_of(training, sample).per_example - quality_of(training, sample, PathRequest("dense")).per_example
+        expected = float(gap.mean()) - 0.02
+    else:
+        states = evaluator.run(PathRequest("dense"))[1]["policy_states"]
+        nearly = training.model.encoder.policy(states).sharpened(0.02)
+        lengths = evaluator.lengths(1)
+        expected = float(expected_relative_flops("generation", evaluator.shape, nearly, lengths).mean()) - 0.5
+    training.update([sample])
+    assert float(training.model.policy_learner.violation) == pytest.approx(expected, abs=1e-5)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.sentence_files import TASKS, SentenceTask, read_examples
+from sd_fairseq.plugin.sentence_files import TASKS, SentenceTask, read_examples, shorten
 
 ROWS = [
     ("0", 'A "quoted" début', "It's 3\u00a0o'clock", "entailment"),
@@ -78,3 +78,11 @@ def test_a_fault_is_named_with_file_and_line(tmp_path, name, content, fault):
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(InputError, match="no/such.tsv: cannot be read"):
         read_examples("no/such.tsv", SentenceTask(("a",), "b", ("c",)))
+
+
+def test_the_longest_text_gives_way_until_all_fit():
+    texts = [list("abc"), list("ABCDEFGH")]
+    assert shorten(texts, 0) == shorten(texts, 14) == texts  # 11 pieces, <s> and two </s>
+    assert shorten(texts, 11) == [list("abc"), list("ABCDE")]
+    assert shorten(texts, 7) == [list("ab"), list("AB")]
+    assert shorten(texts, 1) == [["a"], ["A"]]  # no text disappears

@@ -171,8 +171,8 @@ class SwitchableBARTModel(BARTModel):
         extra["decisions"] = encoder_out["decisions"][0]
         extra["policy_states"] = encoder_out["policy_states"]
         if classification_head_name is not None:
-            representation = state_of_last_end(x, src_tokens, self.eos)  # [B, C]
-            x = self.classification_heads[classification_head_name](representation)
+            head = self.classification_heads[classification_head_name]
+            x = head(x if getattr(head, "reads_every_token", False) else state_of_last_end(x, src_tokens, self.eos))
         return x, extra
 
     def set_beam_size(self, beam: int) -> None:

@@ -1,0 +1,1 @@
+"""Question answering: character offsets, windows over long contexts, spans."""
