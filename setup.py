@@ -52,6 +52,7 @@ setup(
             "sd-rouge=sd_fairseq.evaluation.rouge:main",
             "sd-report=sd_fairseq.evaluation.report:main",
             "sd-export=sd_fairseq.plugin.export:main",
+            "sd-squad-score=sd_fairseq.evaluation.squad_score:main",
         ]
     },
     zip_safe=False,

@@ -79,7 +79,8 @@ def check_round_trip(text, tokens):
 def check_cover(text, tokens, begin, end):
     """The tokens that cover some characters hold them, and fewer do not."""
     first, last = tokens.cover(begin, end)
-    assert tokens.begins[first] <= begin and end <= tokens.ends[last]
+    assert tokens.begins[first] <= begin < tokens.ends[first]
+    assert tokens.begins[last] < end <= tokens.ends[last]
     assert first == 0 or tokens.ends[first - 1] <= begin
     assert last == len(tokens.pieces) - 1 or tokens.begins[last + 1] >= end
     assert text[begin:end] in text[tokens.begins[first] : tokens.ends[last]]
