@@ -9,20 +9,23 @@ import argparse
 from dataclasses import fields
 from typing import Any, Type
 
+from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
 
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig
 from sd_fairseq.plugin.models.options import DEFAULTS, add_model_options
 from sd_fairseq.plugin.tasks.switchable_sentence_prediction import SwitchableSentencePredictionConfig
+from sd_fairseq.plugin.tasks.switchable_squad import SwitchableSquadConfig
 from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslationConfig
 
 
 def add_fields(group: Any, config: Type, inherited: Type) -> None:
-    """Adds the fields of a fairseq configuration that its parent does not have."""
+    """Adds the fields of a fairseq configuration that its parent does not have and no other task has shown."""
     known = {field.name for field in fields(inherited)}
     for field in fields(config):
-        if field.name not in known:
+        shown = "--" + field.name.replace("_", "-") in group._option_string_actions
+        if field.name not in known and not shown:
             help_text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
             metavar = field.name.split("_")[-1].upper()
             group.add_argument("--" + field.name.replace("_", "-"), help=help_text, metavar=metavar)
@@ -39,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_fields(task, SwitchableTranslationConfig, TranslationConfig)
     sentence = parser.add_argument_group("--task switchable_sentence_prediction")
     add_fields(sentence, SwitchableSentencePredictionConfig, SentencePredictionConfig)
+    questions = parser.add_argument_group("--task switchable_squad")
+    add_fields(questions, SwitchableSquadConfig, FairseqDataclass)
     criterion = parser.add_argument_group("--criterion sd_policy_criterion")
     add_fields(criterion, SDPolicyCriterionConfig, SDPolicyCriterionConfig.__mro__[1])
     return parser

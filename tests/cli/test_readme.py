@@ -1,11 +1,11 @@
 """README's drop-in recipe runs as printed, on a small model and the embedded data."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -85,10 +85,17 @@ def test_the_plain_name_works_from_any_folder_once_installed(pipeline, tmp_path)
     assert len(re.findall(r"^H-", finished.stdout, re.MULTILINE)) == 17
 
 
-def test_benchmarks_print_a_ratio_measured_side_by_side(tmp_path):
-    assert find_spec("fairseq")
-    options = ["--size", "tiny", "--rounds", "1", "--batch-size", "2", "--source-length", "20", "--target-length", "4"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "generation_speed.py"), *options, "--device", "cpu"]
+BENCHMARKS = {
+    "generation.py": ["--source-lengths", "20", "--target-length", "6", "--peers", "none"],
+    "saving.py": ["--source-length", "20", "--mixed-source-length", "20"],
+    "training_step.py": ["--source-length", "20", "--target-length", "6", "--batch-size", "2"],
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_write_both_times_of_every_ratio(name, tmp_path):
+    options = ["--size", "tiny", "--rounds", "1", "--threads", "1", "--output", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *options, *BENCHMARKS[name]]
     finished = subprocess.run(
         command,
         cwd=str(ROOT),
@@ -98,4 +105,6 @@ def test_benchmarks_print_a_ratio_measured_side_by_side(tmp_path):
         universal_newlines=True,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert re.search(r"time ratio \d+\.\d+, FLOPs ratio 0\.\d+", finished.stdout)
+    for row in json.loads((tmp_path / "rows.json").read_text(encoding="utf-8")):
+        assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"], rel=0.05)
+        assert row["spread"][0] <= row["spread"][1] and row["versions"]["torch"]
