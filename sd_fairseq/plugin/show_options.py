@@ -25,7 +25,7 @@ def add_fields(group: Any, config: Type, inherited: Type) -> None:
     known = {field.name for field in fields(inherited)}
     for field in fields(config):
         shown = "--" + field.name.replace("_", "-") in group._option_string_actions
-        if field.name not in known and not shown:
+        if field.name not in known and not shown and "help" in field.metadata:
             help_text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
             metavar = field.name.split("_")[-1].upper()
             group.add_argument("--" + field.name.replace("_", "-"), help=help_text, metavar=metavar)
