@@ -9,7 +9,7 @@ that skips every cross-attention cannot see its source.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -160,15 +160,26 @@ class DecisionSpace:
             keep: BoolTensor [B, num_switches], True = keep.
             token_choice: LongTensor [B].
         """
-        named = {}
+        return Decisions(token_choice=token_choice, **self.spread(keep))
+
+    def spread(self, values: Tensor) -> Dict[str, Tensor]:
+        """Spreads values of the switches over the layers of every site; 1 (True) where a sub-layer always runs.
+
+        Args:
+            values: [B, num_switches].
+
+        Returns:
+            site -> [B, L].
+        """
+        spread = {}
         for site in SITES:
-            value = keep.new_ones((keep.size(0), self.layers_of(site)))  # [B, L]
+            value = values.new_ones((values.size(0), self.layers_of(site)))  # [B, L]
             pairs = self.switch_indices(site)
             if pairs:
                 outputs, layers = zip(*pairs)
-                value[:, list(layers)] = keep[:, list(outputs)]
-            named[site] = value
-        return Decisions(token_choice=token_choice, **named)
+                value[:, list(layers)] = values[:, list(outputs)]
+            spread[site] = value
+        return spread
 
     def to_keep(self, decisions: Decisions) -> Tensor:
         """Returns BoolTensor [B, num_switches], the inverse of :meth:`to_decisions`."""

@@ -1,4 +1,4 @@
-"""Who decides: the policy network, its distribution over paths (section 3.2, Eq. 1-3) and the random control.
+"""Who decides: the policy network, its distribution over paths (section 3.2, Eq. 1-3) and the controls.
 
 Choice: the network is Linear(C, hidden) -> LayerNorm -> ReLU -> heads; the paper says "a one-layer MLP with layer
 normalization and ReLU". All its mathematics is float32, whatever the backbone's precision.
@@ -246,7 +246,37 @@ class LayerwisePolicyNetwork(Float32Module):
         return split_logits(self.space, torch.stack(columns, dim=1))
 
 
-class RandomPolicy(nn.Module):
+class GivenPolicy(nn.Module):
+    """Decides without looking at a hidden state: nothing to learn and nothing to compute."""
+
+    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
+        """Returns a path per example.
+
+        Args:
+            src_tokens: LongTensor [B, S].
+            padding_mask: BoolTensor [B, S], True = padding.
+        """
+        raise NotImplementedError
+
+
+class StaticPolicy(GivenPolicy):
+    """Takes one path for every input: the control for "does it decide per input?".
+
+    Args:
+        path: the path, as the decisions of one example.
+    """
+
+    def __init__(self, path: Decisions):
+        super().__init__()
+        self.path = path
+
+    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
+        """Repeats the path for every example; see :class:`GivenPolicy`."""
+        rows = torch.zeros(src_tokens.size(0), dtype=torch.long, device=src_tokens.device)
+        return self.path.to(src_tokens.device).index_select(rows)
+
+
+class RandomPolicy(GivenPolicy):
     """Skips at random with one keep-probability everywhere: the control of Table 8.
 
     Choice: an example's draw depends on its source tokens and the seed only, so it neither changes with the batch
@@ -267,12 +297,7 @@ class RandomPolicy(nn.Module):
         self.seed = seed
 
     def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
-        """Draws a path per example.
-
-        Args:
-            src_tokens: LongTensor [B, S].
-            padding_mask: BoolTensor [B, S], True = padding.
-        """
+        """Draws a path per example; see :class:`GivenPolicy`."""
         count = self.space.num_switches + 2
         digest = hash_tokens(src_tokens, padding_mask, self.seed).unsqueeze(1)  # [B, 1]
         uniform = scramble(digest + torch.arange(1, count + 1, device=digest.device) * 7919)  # [B, count]

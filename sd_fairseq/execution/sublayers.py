@@ -61,6 +61,28 @@ def run_kept_rows(
     return passed.index_copy(dim, rows, computed.to(passed.dtype))
 
 
+def run_gated(
+    sublayer: Callable[[Tensor, KeptRows], Tensor],
+    x: Tensor,
+    gate: Tensor,
+    skipped: Optional[Callable[[Tensor], Tensor]] = None,
+) -> Tensor:
+    """Runs ``sublayer`` for every row and mixes its output with what a skipping row passes on.
+
+    Saves nothing; it lets gradients reach the decisions in training. With gates of 0 and 1 the values are those of
+    :func:`run_kept_rows`.
+
+    Args:
+        sublayer, x, skipped: as :func:`run_kept_rows`'s.
+        gate: [B], 1 = keep, 0 = skip.
+
+    Returns:
+        [T, B, C].
+    """
+    passed = x if skipped is None else skipped(x)
+    return passed + gate.to(x.dtype).view(1, -1, 1) * (sublayer(x, None) - passed)
+
+
 def select_rows(tensor: Optional[Tensor], rows: KeptRows, dim: int = 0) -> Optional[Tensor]:
     """Selects the kept rows of an optional tensor along ``dim``."""
     return tensor if tensor is None or rows is None else tensor.index_select(dim, rows)

@@ -18,6 +18,17 @@ def self_critical_advantage(sampled: Tensor, baseline: Tensor, same_path: Tensor
     return (sampled.float() - baseline.float()).masked_fill(same_path, 0.0)
 
 
+def leave_one_out_advantages(qualities: Tensor) -> Tensor:
+    """Returns q_k - mean of the other samples' q, float32 [K, B]; positive = sample k is worse than the others.
+
+    Args:
+        qualities: [K, B] of K >= 2 paths sampled for each example.
+    """
+    values = qualities.float()
+    count = values.size(0)
+    return (values - values.mean(dim=0, keepdim=True)) * (count / (count - 1))
+
+
 def score_function_objective(advantage: Tensor, log_prob: Tensor) -> Tensor:
     """Returns sum_i advantage_i * log pi(sample_i); its gradient is the score-function estimate (REINFORCE)."""
     return (advantage.detach() * log_prob).sum()

@@ -27,7 +27,7 @@ from torch import Tensor
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.errors import InputError, find_message
 from sd_fairseq.plugin.export_layers import Norms, StockLayer, describe_changes, nearest_path, stock_layers
-from sd_fairseq.plugin.export_path import NOTATION, TOKENS, Path, dense_path, most_frequent_path, parse_path
+from sd_fairseq.plugin.fixed_path import NOTATION, TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES

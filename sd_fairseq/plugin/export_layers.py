@@ -13,7 +13,7 @@ from typing import Dict, List, NamedTuple, Tuple
 
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.export_path import TOKENS, Path
+from sd_fairseq.plugin.fixed_path import TOKENS, Path
 
 SUBLAYERS = {
     "encoder": ("encoder_attention", "encoder_ffn"),

@@ -15,7 +15,7 @@ from fairseq.models.bart.model import BARTModel
 from training import build_task
 
 from sd_fairseq.plugin.export import main
-from sd_fairseq.plugin.export_path import parse_path, path_decisions
+from sd_fairseq.plugin.fixed_path import parse_path, path_decisions
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ("--user-dir", ROOT / "sd_fairseq", "--sd-generator", "fairseq")

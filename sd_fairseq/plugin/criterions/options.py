@@ -8,6 +8,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.dataclass import ChoiceEnum
 
 from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
+from sd_fairseq.plugin.criterions.estimators import ESTIMATORS
 from sd_fairseq.plugin.errors import InputError
 
 
@@ -44,6 +45,18 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
     sd_score_function_flops: bool = option(
         False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
+    )
+    sd_estimator: ChoiceEnum(list(ESTIMATORS)) = option(  # type: ignore[valid-type]
+        "score-function",
+        "estimate of the quality's gradient: score-function (paper: baseline is the mode path), leave-one-out (of "
+        "--sd-samples paths) or straight-through (gates; the token strategy keeps the score function)",
+    )
+    sd_samples: int = option(4, "paths sampled an example by --sd-estimator leave-one-out")
+    sd_distillation: float = option(
+        0.0, "weight of the teacher's distribution in the backbone's loss, in [0, 1): the rest is the data's"
+    )
+    sd_teacher: Optional[str] = option(
+        None, "checkpoint of the dense teacher for --sd-distillation (default: the model's own dense path)"
     )
     sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
     sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
@@ -86,6 +99,8 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
         ("sd_violation_smoothing", 0 <= cfg.sd_violation_smoothing < 1, "in [0, 1)"),
         ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
+        ("sd_samples", cfg.sd_samples >= 2, "2 or more"),
+        ("sd_distillation", 0 <= cfg.sd_distillation < 1, "in [0, 1)"),
         ("sd_cost_beam", cfg.sd_cost_beam >= 1, "1 or more"),
         ("sd_policy_warmup_updates", cfg.sd_policy_warmup_updates >= 0, "0 or more"),
         ("sd_policy_freeze_update", cfg.sd_policy_freeze_update >= 0, "0 or more"),
@@ -96,6 +111,8 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         raise InputError(f"{flag} {getattr(cfg, wrong[0])} is not {wrong[2]}")
     if cfg.report_accuracy or cfg.ignore_prefix_size:
         raise InputError("--report-accuracy and --ignore-prefix-size do not apply to --criterion sd_policy_criterion")
+    if cfg.sd_teacher and not cfg.sd_distillation:
+        raise InputError("--sd-teacher needs --sd-distillation, the weight of the teacher in the loss")
     if 0 < cfg.sd_policy_freeze_update <= cfg.sd_policy_warmup_updates:
         raise InputError(
             f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is not after "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from fairseq.logging import metrics
 from torch import Tensor
@@ -13,7 +13,7 @@ from sd_fairseq.decision.token_strategies import count_kept_tokens
 
 
 def describe_path(
-    space: DecisionSpace, shape: ModelShape, decisions: Decisions, lengths: Lengths, per_example: Tensor
+    space: DecisionSpace, shape: ModelShape, decisions: Decisions, lengths: Lengths, per_example: Optional[Tensor]
 ) -> Dict[str, Any]:
     """Sums a batch's figures over its examples.
 
@@ -21,16 +21,18 @@ def describe_path(
         space, shape: what the model decides about, and its dimensions.
         decisions: the deployed paths.
         lengths: of the batch.
-        per_example: [B] quality of the deployed paths (see :class:`~sd_fairseq.plugin.criterions.quality.Quality`).
+        per_example: [B] quality of the deployed paths (see :class:`~sd_fairseq.plugin.criterions.quality.Quality`);
+            None = not measured.
     """
     kept = count_kept_tokens(lengths.source, space.token_strategies).gather(1, decisions.token_choice.unsqueeze(1))
     figures: Dict[str, Any] = {
         "sd_examples": lengths.source.numel(),
         "sd_batches": 1,
-        "sd_quality_mode": per_example.detach().sum(),
         "sd_distinct_paths": decisions.count_distinct_paths(),
         "sd_skip_token": (1 - kept.squeeze(1) / lengths.source).sum(),
     }
+    if per_example is not None:
+        figures["sd_quality_mode"] = per_example.detach().sum()
     for definition in ("generation", "paper"):
         relative = relative_flops(definition, shape, space, decisions, lengths)
         figures[f"sd_flops_{definition}"] = relative.sum().float()

@@ -1,7 +1,7 @@
 """Algorithm 1 on one micro-batch: the sampled path trains w, and the policy's two gradients are summed.
 
-Choice: the self-critical baseline is the mode path of the same example under the same dropout setting, without
-gradient. The constraint compares q with c = (dense path's q on the same batch) + tolerance, dropout off.
+How the quality's gradient is estimated: :mod:`~sd_fairseq.plugin.criterions.estimators`.
+Choice: the constraint compares q with c = (dense path's q on the same batch) + tolerance, dropout off.
 Choice: q in the constraint is measured on a path drawn from the sharpened policy (temperature 0.5 by default; 0 is
 the mode path of the paper's wording). While every p is above 0.5 the mode path is the dense path, the constraint
 sees nothing, all p fall together and cross 0.5 together; sharpened samples begin to skip before the mode does.
@@ -20,7 +20,9 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_fl
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.policy import Noise, PolicyDistribution, without_autocast
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
-from sd_fairseq.learning.reinforce import flat_gradient, score_function_objective, self_critical_advantage
+from sd_fairseq.learning.reinforce import flat_gradient, score_function_objective
+from sd_fairseq.plugin.criterions.distillation import Distiller
+from sd_fairseq.plugin.criterions.estimators import estimate_quality, salt
 from sd_fairseq.plugin.criterions.quality import Quality, measure_quality
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
@@ -38,6 +40,8 @@ class PolicyStepSettings:
         exact_flops_gradient: True = closed form of E[f]; False = score function, as in the paper.
         beam: beam size that the FLOPs of generation are counted for.
         seed: of the sampled paths.
+        estimator: of the quality's gradient, see :mod:`~sd_fairseq.plugin.criterions.estimators`.
+        samples: paths an example for ``leave-one-out``.
     """
 
     bound: float
@@ -48,6 +52,8 @@ class PolicyStepSettings:
     exact_flops_gradient: bool
     beam: int
     seed: int
+    estimator: str = "score-function"
+    samples: int = 2
 
 
 class PolicyStep(NamedTuple):
@@ -55,7 +61,7 @@ class PolicyStep(NamedTuple):
 
     Args:
         trained: the path that trains the backbone, with its graph.
-        mode: the deployed path's quality, no gradient.
+        mode: the deployed path's quality, no gradient; None where the estimator does without.
         constrained: the constraint path's quality, or None when it was not measured.
         dense: the dense path's quality, or None likewise.
         decisions: the mode path.
@@ -64,7 +70,7 @@ class PolicyStep(NamedTuple):
     """
 
     trained: Quality
-    mode: Quality
+    mode: Optional[Quality]
     constrained: Optional[Quality]
     dense: Optional[Quality]
     decisions: Decisions
@@ -80,15 +86,37 @@ class Evaluator:
         sample: fairseq's batch.
         padding: index of the padding symbol.
         smoothing: label smoothing of the backbone's loss.
+
+    Attributes:
+        distiller: mixes a teacher into the loss of paths run with gradients in training, or None.
     """
+
+    distiller: Optional[Distiller] = None
 
     def __init__(self, model: Any, sample: Dict[str, Any], padding: int, smoothing: float):
         self.model, self.sample, self.padding, self.smoothing = model, sample, padding, smoothing
 
+    def forward(self, model: Any, **more: Any) -> Tuple:
+        """Runs a model on the batch; ``more`` joins the arguments of its forward method."""
+        return model(**self.sample["net_input"], **more)
+
+    def forward_dropout_off(self, path: PathRequest) -> Tuple:
+        """Runs one path with dropout off."""
+        with dropout_off(self.model):
+            return self.forward(self.model, path=path)
+
     def run(self, path: PathRequest) -> Tuple[Quality, Dict[str, Any]]:
         """Runs one path with gradients; returns its quality and the model's ``extra``."""
-        output = self.model(**self.sample["net_input"], path=path)
-        return self.quality(output), output[1]
+        output = self.forward(self.model, path=path)
+        quality = self.quality(output)
+        if self.distiller is not None and self.model.training and torch.is_grad_enabled():
+            quality = quality._replace(loss=self.distiller.mix(self, output, quality.loss))
+        return quality, output[1]
+
+    def log_probs(self, output: Tuple) -> Tensor:
+        """Log-probabilities [N, K] of everything that is predicted, for distillation."""
+        log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
+        return log_probs[self.sample["target"].ne(self.padding)]
 
     def quality(self, output: Tuple) -> Quality:
         """Scores what the model returned; a task without generation has another measure."""
@@ -128,30 +156,31 @@ def policy_step(
     """
     model = evaluator.model
     space, ids = model.space, evaluator.sample["id"]
-    noise = Noise.for_examples(ids, settings.seed * 1000003 + 2 * update, space)
-    trained, extra = evaluator.run(PathRequest("sample", bound=settings.bound, noise=noise))
-    mode, mode_decisions = evaluator.score(PathRequest("mode"))
+    estimate = estimate_quality(evaluator, settings.estimator, settings.bound, settings.samples, settings.seed, update)
     constrained = dense = None
     if measure_constraint:
-        other_noise = Noise.for_examples(ids, settings.seed * 1000003 + 2 * update + 1, space)
-        constrained, dense = measure_with_dropout_off(evaluator, settings.temperature, other_noise)
+        noise = Noise.for_examples(ids, salt(settings.seed, update) + 1, space)
+        constrained, dense = measure_with_dropout_off(evaluator, settings.temperature, noise)
     lengths = evaluator.lengths(settings.beam)
-    advantage = self_critical_advantage(
-        trained.per_example, mode.per_example, extra["decisions"].same_path(mode_decisions)
-    )
     policy = model.encoder.policy
     with trainable(policy) as parameters:
-        distribution = policy(extra["policy_states"])
-        log_prob = distribution.bounded(settings.bound).log_prob(extra["decisions"])
-        quality = flat_gradient(score_function_objective(advantage, log_prob), parameters, retain_graph=True)
+        distribution = policy(estimate.states)
+        quality = flat_gradient(estimate.objective(distribution), parameters, retain_graph=True)
+        mode = estimate.mode_decisions or distribution.mode()
         cost = flops_objective(
-            distribution, log_prob, extra["decisions"], mode_decisions, evaluator.shape, lengths, settings
+            distribution,
+            distribution.bounded(settings.bound).log_prob(estimate.sampled),
+            estimate.sampled,
+            mode,
+            evaluator.shape,
+            lengths,
+            settings,
         )
         flops = flat_gradient(cost, parameters)
     violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, constrained, dense)
     examples = torch.tensor(float(ids.numel()), device=quality.device)
     sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device))
-    return PolicyStep(trained, mode, constrained, dense, mode_decisions, lengths, sums)
+    return PolicyStep(estimate.trained, estimate.mode, constrained, dense, mode, lengths, sums)
 
 
 def flops_objective(
@@ -199,14 +228,21 @@ def constraint_sums(
 def measure_with_dropout_off(evaluator: Evaluator, temperature: float, noise: Noise) -> Tuple[Quality, Quality]:
     """Scores the constraint path and the dense path, dropout off, without gradients."""
     kind = PathRequest("sharpened", temperature=temperature, noise=noise) if temperature > 0 else PathRequest("mode")
-    was_training = evaluator.model.training
-    evaluator.model.eval()
-    try:
+    with dropout_off(evaluator.model):
         constrained, _ = evaluator.score(kind)
         dense, _ = evaluator.score(PathRequest("dense"))
-    finally:
-        evaluator.model.train(was_training)
     return constrained, dense
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode for the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager

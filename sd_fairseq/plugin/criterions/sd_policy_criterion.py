@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sd_fairseq.decision.policy import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
+from sd_fairseq.plugin.criterions.distillation import Distiller
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
@@ -60,7 +61,10 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             exact_flops_gradient=not cfg.sd_score_function_flops,
             beam=cfg.sd_cost_beam,
             seed=cfg.sd_sampling_seed,
+            estimator=str(cfg.sd_estimator),
+            samples=cfg.sd_samples,
         )
+        self.distiller = Distiller(cfg.sd_distillation, cfg.sd_teacher, task) if cfg.sd_distillation else None
         self.update = 0
         self.pending: List[PolicyGradientSums] = []
 
@@ -89,6 +93,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             )
         build_evaluator = getattr(self.task, "build_evaluator", Evaluator)
         evaluator = build_evaluator(model, sample, self.padding_idx, self.eps)
+        evaluator.distiller = self.distiller
         if not model.training:
             trained, figures = self.validate(evaluator)
         elif model.policy_learner is None or self.policy_is_frozen():
@@ -122,7 +127,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             self.pending.append(step.sums)
         learner = evaluator.model.policy_learner
         figures = describe_path(
-            evaluator.model.space, evaluator.shape, step.decisions, step.lengths, step.mode.per_example
+            evaluator.model.space, evaluator.shape, step.decisions, step.lengths, step.mode and step.mode.per_example
         )
         figures.update(
             sd_quality_sample=step.trained.per_example.detach().sum(),

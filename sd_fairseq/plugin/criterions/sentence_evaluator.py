@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Dict, Tuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape
@@ -15,7 +17,6 @@ from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.criterions.quality import Quality, measure_class_quality, measure_regression_quality
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.classification import classification_head_shape
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 
 class SentenceEvaluator(Evaluator):
@@ -34,12 +35,19 @@ class SentenceEvaluator(Evaluator):
         super().__init__(model, sample, padding, smoothing)
         self.head, self.regression = head, regression
 
-    def run(self, path: PathRequest) -> Tuple[Quality, Dict[str, Any]]:
-        """Runs one path with gradients; returns its quality and the model's ``extra``."""
-        output = self.model(
-            **self.sample["net_input"], features_only=True, classification_head_name=self.head, path=path
-        )
-        return self.quality(output), output[1]
+    def forward(self, model: Any, **more: Any) -> Tuple:
+        """Runs a model and its head on the batch."""
+        return super().forward(model, features_only=True, classification_head_name=self.head, **more)
+
+    def log_probs(self, output: Tuple) -> Tensor:
+        """Log-probabilities [B, K] of the classes, for distillation.
+
+        Raises:
+            InputError: a regression, which has none.
+        """
+        if self.regression:
+            raise InputError("--sd-distillation needs classes, found --regression-target")
+        return F.log_softmax(output[0], dim=-1, dtype=torch.float32)
 
     def quality(self, output: Tuple) -> Quality:
         """Scores the head's output [B, K].

@@ -6,7 +6,7 @@ The decoder gets the same tokens as the encoder and all of them, whatever the en
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Dict, Tuple
+from typing import Any, Tuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.models.span_head import SPAN_HEAD, span_head_shape
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.plugin.squad.answers import mask_logits
 
 
@@ -27,10 +26,14 @@ class SpanEvaluator(Evaluator):
             :func:`~sd_fairseq.plugin.squad.window_dataset.collate_windows`'s.
     """
 
-    def run(self, path: PathRequest) -> Tuple[Quality, Dict[str, Any]]:
-        """Runs one path with gradients; returns its quality and the model's ``extra``."""
-        output = self.model(**self.sample["net_input"], classification_head_name=SPAN_HEAD, path=path)
-        return self.quality(output), output[1]
+    def forward(self, model: Any, **more: Any) -> Tuple:
+        """Runs a model and its head on the batch."""
+        return super().forward(model, classification_head_name=SPAN_HEAD, **more)
+
+    def log_probs(self, output: Tuple) -> Tensor:
+        """Log-probabilities [B * 2, T] of first and last position, for distillation."""
+        logits = mask_logits(output[0], self.sample["candidates"])  # [B, T, 2]
+        return logits.transpose(1, 2).log_softmax(dim=-1).flatten(0, 1)
 
     def quality(self, output: Tuple) -> Quality:
         """Scores the head's logits [B, T, 2]."""

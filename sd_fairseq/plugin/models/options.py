@@ -9,11 +9,12 @@ from torch import nn
 
 from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import DecisionSpace
-from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork, RandomPolicy
+from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork, RandomPolicy, StaticPolicy
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.fixed_path import NOTATION, parse_path, path_decisions
 
-POLICIES = ("network", "layerwise", "random", "dense")
+POLICIES = ("network", "layerwise", "random", "static", "dense")
 DEFAULTS = {
     "sd_space": "encoder,decoder,token",
     "sd_first_encoder_layer": 2,
@@ -25,6 +26,7 @@ DEFAULTS = {
     "sd_initial_keep": 0.95,
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,
+    "sd_static_path": "",
     "sd_skip_keeps_layer_norm": False,
 }
 
@@ -54,12 +56,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--sd-policy",
         choices=POLICIES,
-        help="who decides: network (paper), layerwise (Table 11), random (Table 8) or dense (nothing is skipped)",
+        help="who decides: network (paper), layerwise (Table 11), random (Table 8), static (one path for "
+        "every input) or dense (nothing is skipped)",
     )
     add("--sd-policy-hidden-size", type=int, metavar="N", help="hidden units of the policy; 0 = embedding dimension")
     add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
     add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
+    add("--sd-static-path", metavar="PATH", help="path of --sd-policy static, such as " + NOTATION)
     add(
         "--sd-skip-keeps-layer-norm",
         action="store_true",
@@ -102,6 +106,9 @@ def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
     Raises:
         InputError: an impossible option.
     """
+    if args.sd_policy == "static":
+        path = parse_path(args.sd_static_path or "", space, "--sd-static-path")
+        return StaticPolicy(path_decisions(path, space, 1))
     try:
         if args.sd_policy == "dense":
             return None

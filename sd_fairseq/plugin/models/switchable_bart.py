@@ -150,7 +150,7 @@ class SwitchableBARTModel(BARTModel):
 
         Returns:
             Logits [B, T, V] (or features, or a classification head's output) and a dictionary with ``decisions``,
-            ``policy_states`` and fairseq's own entries.
+            ``policy_states``, ``switch_gates`` (of a gated path, else empty) and fairseq's own entries.
         """
         encoder_out = self.encoder(
             src_tokens,
@@ -170,6 +170,7 @@ class SwitchableBARTModel(BARTModel):
         )
         extra["decisions"] = encoder_out["decisions"][0]
         extra["policy_states"] = encoder_out["policy_states"]
+        extra["switch_gates"] = encoder_out["switch_gates"]
         if classification_head_name is not None:
             head = self.classification_heads[classification_head_name]
             x = head(x if getattr(head, "reads_every_token", False) else state_of_last_end(x, src_tokens, self.eos))

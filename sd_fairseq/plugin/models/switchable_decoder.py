@@ -65,11 +65,14 @@ class SwitchableDecoder(TransformerDecoderBase):
         source = encoder_out["encoder_out"][0]  # [S', B, C]
         source_padding = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
         wanted_layer = self.attention_layer if alignment_layer is None else alignment_layer
+        gates = encoder_out["gates"][0] if encoder_out.get("gates") else None
         causal = incremental_state is None and not full_context_alignment
         attention: Optional[Tensor] = None
         inner_states: List[Tensor] = [x]
         for index, layer in enumerate(self.layers):
             rows = LayerRows(plan.attention_rows[index], plan.ffn_rows[index], plan.cross_sentences[index], plan.beam)
+            if gates is not None:
+                rows = LayerRows(gates=(gates, index))
             x, weights = layer(
                 x,
                 source,

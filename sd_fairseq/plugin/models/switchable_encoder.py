@@ -14,7 +14,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.policy import Noise, PolicyDistribution, RandomPolicy, split_logits
+from sd_fairseq.decision.policy import GivenPolicy, Noise, PolicyDistribution, split_logits
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.execution.sublayers import find_kept_rows
 from sd_fairseq.execution.tokens import shorten_source
@@ -32,6 +32,8 @@ class PathRequest(NamedTuple):
         temperature: of :meth:`PolicyDistribution.sharpened`.
         noise: what ``sample`` and ``sharpened`` draw with; None = from torch's generator.
         decisions: a path given by the caller; ``kind`` is ignored then.
+        gated: True = every sub-layer runs and is multiplied by its decision (0 or 1), so that the loss has a gradient
+            with respect to the decisions; for training only, it saves nothing.
     """
 
     kind: str = "mode"
@@ -39,6 +41,7 @@ class PathRequest(NamedTuple):
     temperature: float = 1.0
     noise: Optional[Noise] = None
     decisions: Optional[Decisions] = None
+    gated: bool = False
 
 
 class SwitchableEncoder(TransformerEncoderBase):
@@ -49,7 +52,7 @@ class SwitchableEncoder(TransformerEncoderBase):
         dictionary: fairseq dictionary.
         embed_tokens: embedding of the source.
         space: the decision space.
-        policy: a policy network, a :class:`RandomPolicy`, or None (always dense).
+        policy: a policy network, a :class:`GivenPolicy`, or None (always dense).
         skip_keeps_layer_norm: see :class:`SwitchableEncoderLayer`.
     """
 
@@ -95,7 +98,8 @@ class SwitchableEncoder(TransformerEncoderBase):
 
         Returns:
             fairseq's dictionary of lists, plus ``decisions`` [Decisions], ``policy_states`` (list of detached [B, C]),
-            ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped) and ``source_length`` [S].
+            ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped), ``source_length`` [S], and of a
+            gated path ``gates`` [site -> [B, L]] and ``switch_gates`` [float32 [B, num_switches], a leaf].
         """
         padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
         has_padding = bool(padding_mask.any())
@@ -109,6 +113,8 @@ class SwitchableEncoder(TransformerEncoderBase):
             states.append(x)
         decider = Decider(self.space, self.policy, path, src_tokens, padding_mask)
         decider.decide(1, x)
+        if path.gated:
+            decider.open_gates()
 
         kept_positions: List[Tensor] = []
         full_mask = padding_mask
@@ -136,6 +142,8 @@ class SwitchableEncoder(TransformerEncoderBase):
             "policy_states": decider.states,
             "kept_positions": kept_positions,
             "source_length": [src_tokens.size(1)],
+            "gates": [] if decider.gates is None else [decider.gates],
+            "switch_gates": [] if decider.switch_gates is None else [decider.switch_gates],
         }
 
     def _run_upper_layers(
@@ -202,10 +210,12 @@ class Decider:
         self._noise: Optional[Noise] = None
         self._rows: Optional[Tuple[list, list]] = None
         self._decisions = path.decisions
+        self.switch_gates: Optional[Tensor] = None
+        self.gates: Optional[Dict[str, Tensor]] = None
         batch_size, device = src_tokens.size(0), src_tokens.device
         if self._decisions is None and (path.kind == "dense" or policy is None):
             self._decisions = space.keep_all(batch_size, device)
-        if self._decisions is None and isinstance(policy, RandomPolicy):
+        if self._decisions is None and isinstance(policy, GivenPolicy):
             self._decisions = policy.decide(src_tokens, padding_mask)
         elif path.kind in ("sample", "sharpened"):
             self._noise = path.noise or Noise.draw(batch_size, space, device)
@@ -249,8 +259,16 @@ class Decider:
         """Returns LongTensor [B]."""
         return self.decisions().token_choice
 
+    def open_gates(self) -> None:
+        """Makes gates of the decisions, whose gradient can be asked for."""
+        keep = self.space.to_keep(self.decisions())
+        self.switch_gates = keep.float().requires_grad_(torch.is_grad_enabled())
+        self.gates = self.space.spread(self.switch_gates)
+
     def encoder_rows(self, layer: int) -> LayerRows:
-        """Returns the kept rows of encoder layer ``layer`` (from 0)."""
+        """Returns the kept rows of encoder layer ``layer`` (from 0), or its gates."""
+        if self.gates is not None:
+            return LayerRows(gates=(self.gates, layer))
         if self._rows is None:
             decisions = self.decisions()
             self._rows = find_kept_rows(decisions.encoder_attention), find_kept_rows(decisions.encoder_ffn)

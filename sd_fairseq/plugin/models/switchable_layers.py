@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from sd_fairseq.execution.sublayers import KeptRows, run_kept_rows, select_rows
+from sd_fairseq.execution.sublayers import KeptRows, run_gated, run_kept_rows, select_rows
 
 # Parameters that stock fairseq 0.12.2 adds to every encoder layer for a fused inference kernel: copies of others.
 FUSED_KERNEL_COPIES = tuple(
@@ -24,12 +24,29 @@ class LayerRows(NamedTuple):
         ffn: rows of the feed-forward sub-layer.
         cross: sentences of cross-attention; decoder only.
         beam: beam rows a sentence; decoder only.
+        gates: site -> [B, L] and the layer (from 0), where every row runs and is gated; see
+            :func:`~sd_fairseq.execution.sublayers.run_gated`. None = the rows above run, ungated.
     """
 
     attention: KeptRows = None
     ffn: KeptRows = None
     cross: KeptRows = None
     beam: int = 1
+    gates: Optional[Tuple[Dict[str, Tensor], int]] = None
+
+    def run(
+        self,
+        site: str,
+        sublayer: Callable[[Tensor, KeptRows], Tensor],
+        x: Tensor,
+        kept: KeptRows,
+        skipped: Optional[Callable[[Tensor], Tensor]],
+    ) -> Tensor:
+        """Runs the sub-layer ``site`` for the rows ``kept``, or gated for all: [T, B, C] -> [T, B, C]."""
+        if self.gates is None:
+            return run_kept_rows(sublayer, x, kept, skipped)
+        values, layer = self.gates
+        return run_gated(sublayer, x, values[site][:, layer], skipped)
 
 
 class FeedForwardSublayer:
@@ -86,8 +103,8 @@ class SwitchableEncoderLayer(FeedForwardSublayer, TransformerEncoderLayerBase):
         def attention(part: Tensor, kept: KeptRows) -> Tensor:
             return self.run_attention(part, select_rows(encoder_padding_mask, kept))
 
-        x = run_kept_rows(attention, x, rows.attention, attention_norm)
-        return run_kept_rows(self.run_ffn, x, rows.ffn, ffn_norm)
+        x = rows.run("encoder_attention", attention, x, rows.attention, attention_norm)
+        return rows.run("encoder_ffn", self.run_ffn, x, rows.ffn, ffn_norm)
 
     def run_attention(self, x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
         """Self-attention with its residual and LayerNorm: [S, K, C] -> [S, K, C]."""
@@ -151,9 +168,9 @@ class SwitchableDecoderLayer(FeedForwardSublayer, TransformerDecoderLayerBase):
             )
             return output
 
-        x = run_kept_rows(attention, x, rows.attention, attention_norm)
-        x = run_kept_rows(cross, x, self.cross_rows(rows), cross_norm)
-        x = run_kept_rows(self.run_ffn, x, rows.ffn, ffn_norm)
+        x = rows.run("decoder_attention", attention, x, rows.attention, attention_norm)
+        x = rows.run("decoder_cross_attention", cross, x, self.cross_rows(rows), cross_norm)
+        x = rows.run("decoder_ffn", self.run_ffn, x, rows.ffn, ffn_norm)
         return x, weights
 
     @staticmethod

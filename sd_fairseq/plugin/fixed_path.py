@@ -26,44 +26,46 @@ def dense_path(space: DecisionSpace) -> Path:
     return space.describe(space.keep_all(1, torch.device("cpu")), 0)
 
 
-def parse_path(text: str, space: DecisionSpace) -> Path:
+def parse_path(text: str, space: DecisionSpace, place: str = "--path") -> Path:
     """Reads a path as a user writes it, or a line of a trace.
 
     Args:
         text: ``site=keeps,...`` or a JSON object.
         space: of the model.
+        place: option that the text was given to, for messages.
 
     Raises:
         InputError: unknown notation, or a path that the model cannot take.
     """
-    given = _parse_json(text) if text.lstrip().startswith("{") else _parse_pairs(text)
+    given = _parse_json(text, place) if text.lstrip().startswith("{") else _parse_pairs(text, place)
     path = {**dense_path(space), **given}
     if "decoder_attention" in given and "decoder_cross_attention" not in given and not space.cross_attention_apart:
         path["decoder_cross_attention"] = path["decoder_attention"]
-    check_path(path, space, "--path")
+    check_path(path, space, place)
     return path
 
 
-def _parse_pairs(text: str) -> Path:
+def _parse_pairs(text: str, place: str) -> Path:
     found = {}
     for part in text.split(","):
         name, separator, value = (piece.strip() for piece in part.partition("="))
         # '=' also stands for a layer outside the space, so a value may begin with it: only the first one separates
         if not separator or name not in (*SITE_FIELDS, TOKENS) or name in found:
-            raise InputError(f"--path: found {part.strip()!r}, expected dense, most-frequent or {NOTATION}")
+            words = "dense, most-frequent or " if place == "--path" else ""
+            raise InputError(f"{place}: found {part.strip()!r}, expected {words}{NOTATION}")
         found[name] = value
     return found
 
 
-def _parse_json(text: str) -> Path:
+def _parse_json(text: str, place: str) -> Path:
     try:
         values: Any = json.loads(text)
     except ValueError as error:
-        raise InputError(f"--path: not valid JSON ({error}), expected {NOTATION}") from error
+        raise InputError(f"{place}: not valid JSON ({error}), expected {NOTATION}") from error
     unknown = sorted(set(values) - set(TraceRecord.__dataclass_fields__))
     found = {name: values[name] for name in (*SITE_FIELDS, TOKENS) if name in values}
     if unknown or not found or not all(isinstance(value, str) for value in found.values()):
-        raise InputError(f"--path: found {text.strip()!r}, expected {NOTATION}")
+        raise InputError(f"{place}: found {text.strip()!r}, expected {NOTATION}")
     return found
 
 

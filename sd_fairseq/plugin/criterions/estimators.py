@@ -1,0 +1,137 @@
+"""How the gradient of E[quality] with respect to the policy is estimated (section 3.2, "Optimization").
+
+Choice: the paper's estimator is the score function with the mode path's loss as baseline. Two others stand beside it:
+leave-one-out baselines of several sampled paths (unbiased too, less noise, more forward passes), and straight-through
+gradients, where the switches of the one sampled path are gates of 0 and 1 whose gradient is taken at these values
+(biased, no second forward pass for the switches; the token strategy keeps the score function).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.decision.policy import Noise, PolicyDistribution
+from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_function_objective, self_critical_advantage
+from sd_fairseq.plugin.criterions.quality import Quality
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+
+ESTIMATORS = ("score-function", "leave-one-out", "straight-through")
+
+
+class QualityEstimate(NamedTuple):
+    """What one estimator makes of one micro-batch.
+
+    Args:
+        trained: the sampled path that trains the backbone, with its graph.
+        sampled: its decisions.
+        states: what the policy saw, one detached [B, C] a stage.
+        objective: maps the policy's distribution (not yet bounded) to the sum over examples whose gradient is the
+            estimate.
+        mode, mode_decisions: the mode path's quality and decisions, where the estimator needs them.
+    """
+
+    trained: Quality
+    sampled: Decisions
+    states: List[Tensor]
+    objective: Callable[[PolicyDistribution], Tensor]
+    mode: Optional[Quality] = None
+    mode_decisions: Optional[Decisions] = None
+
+
+def salt(seed: int, update: int, sample: int = 0) -> int:
+    """Returns the salt of an update's sampling noise; odd ones are the constraint's."""
+    return seed * 1000003 + 2 * (update + 500009 * sample)
+
+
+def estimate_quality(evaluator: Any, name: str, bound: float, samples: int, seed: int, update: int) -> QualityEstimate:
+    """Samples a path, runs it with gradients, and estimates.
+
+    Args:
+        evaluator: an :class:`~sd_fairseq.plugin.criterions.policy_step.Evaluator`.
+        name: one of :data:`ESTIMATORS`.
+        bound: sampling probabilities are p <- a p + (1 - a)(1 - p).
+        samples: paths an example, for ``leave-one-out``.
+        seed, update: of the sampling noise.
+    """
+    ids, space = evaluator.sample["id"], evaluator.model.space
+    requests = [
+        PathRequest("sample", bound=bound, noise=Noise.for_examples(ids, salt(seed, update, sample), space))
+        for sample in range(samples if name == "leave-one-out" else 1)
+    ]
+    if name == "leave-one-out":
+        return leave_one_out(evaluator, requests)
+    return {"score-function": self_critical, "straight-through": straight_through}[name](evaluator, requests[0])
+
+
+def self_critical(evaluator: Any, request: PathRequest) -> QualityEstimate:
+    """The paper's: score function; baseline = the mode path of the same example in the same dropout setting."""
+    trained, extra = evaluator.run(request)
+    mode, mode_decisions = evaluator.score(PathRequest("mode"))
+    sampled = extra["decisions"]
+    advantage = self_critical_advantage(trained.per_example, mode.per_example, sampled.same_path(mode_decisions))
+
+    def objective(distribution: PolicyDistribution) -> Tensor:
+        return score_function_objective(advantage, distribution.bounded(request.bound).log_prob(sampled))
+
+    return QualityEstimate(trained, sampled, extra["policy_states"], objective, mode, mode_decisions)
+
+
+def leave_one_out(evaluator: Any, requests: List[PathRequest]) -> QualityEstimate:
+    """Score function of K samples; the baseline of each is the mean of the others. The first one is trained on."""
+    trained, extra = evaluator.run(requests[0])
+    others = [evaluator.score(request) for request in requests[1:]]
+    decisions = [extra["decisions"]] + [path for _, path in others]
+    qualities = torch.stack([trained.per_example.detach()] + [quality.per_example for quality, _ in others])  # [K, B]
+    advantages = leave_one_out_advantages(qualities)
+
+    def objective(distribution: PolicyDistribution) -> Tensor:
+        bounded = distribution.bounded(requests[0].bound)
+        terms = [score_function_objective(a, bounded.log_prob(path)) for a, path in zip(advantages, decisions)]
+        return torch.stack(terms).mean()
+
+    return QualityEstimate(trained, decisions[0], extra["policy_states"], objective)
+
+
+def straight_through(evaluator: Any, request: PathRequest) -> QualityEstimate:
+    """Gradients through gates for the switches; for the token strategy the score function.
+
+    The token strategy's baseline runs the sampled switches with the mode's token strategy, so that the two paths
+    differ in nothing else.
+
+    Raises:
+        InputError: decisions made layer by layer, whose gates would be opened too late.
+    """
+    if len(getattr(evaluator.model.encoder.policy, "stages", ())) > 1:
+        raise InputError("--sd-estimator straight-through needs --sd-policy network, found a layer-wise policy")
+    trained, extra = evaluator.run(request._replace(gated=True))
+    (gates,) = extra["switch_gates"]  # [B, num_switches]
+    (slope,) = torch.autograd.grad(trained.nll, [gates], retain_graph=True, allow_unused=True)
+    slope = torch.zeros_like(gates) if slope is None else slope.float() / trained.tokens.unsqueeze(1)
+    sampled = extra["decisions"]
+    tokens = token_advantage(evaluator, trained, sampled, extra["policy_states"])
+
+    def objective(distribution: PolicyDistribution) -> Tensor:
+        bounded = distribution.bounded(request.bound)
+        switches = (slope * bounded.keep_probability).sum()
+        log_prob = F.log_softmax(bounded.token_logits, dim=-1).gather(1, sampled.token_choice.unsqueeze(1)).squeeze(1)
+        return switches + score_function_objective(tokens, log_prob)
+
+    return QualityEstimate(trained, sampled, extra["policy_states"], objective)
+
+
+def token_advantage(evaluator: Any, trained: Quality, sampled: Decisions, states: List[Tensor]) -> Tensor:
+    """Returns q(sampled tokens) - q(the mode's tokens), all switches alike, float32 [B]."""
+    with torch.no_grad():
+        mode = evaluator.model.encoder.policy(states).mode()
+    same = sampled.token_choice == mode.token_choice
+    if bool(same.all()):
+        return torch.zeros_like(trained.per_example)
+    values: Dict[str, Tensor] = {**vars(sampled), "token_choice": mode.token_choice}
+    baseline, _ = evaluator.score(PathRequest(decisions=Decisions(**values)))
+    return self_critical_advantage(trained.per_example, baseline.per_example, same)
