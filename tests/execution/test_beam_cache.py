@@ -30,9 +30,9 @@ def test_attend_is_attention_and_masks():
 def test_in_place_cache_equals_a_cache_that_is_reordered(beam):
     """Over more steps than the first allocation holds, with sentences leaving on the way."""
     sentences = 4
-    like = torch.zeros(1)
-    cache = SelfAttentionCache(sentences, HEADS, DIM, beam, like)
-    ancestry = AncestryMask(sentences, beam, torch.float32, like.device)
+    device = torch.device("cpu")
+    cache = SelfAttentionCache(sentences, HEADS, DIM, beam, torch.float32, device)
+    ancestry = AncestryMask(sentences, beam, torch.float32, device)
     history = torch.zeros(sentences * beam, 0, HEADS, DIM), torch.zeros(sentences * beam, 0, HEADS, DIM)
     for step in range(2 * FIRST_STEPS + 5):
         shape = (sentences, beam, HEADS, DIM)

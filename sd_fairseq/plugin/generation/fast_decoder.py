@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend, for_heads
+from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend, cache_dtype, for_heads
 from sd_fairseq.execution.sublayers import KeptRows, run_kept_rows
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, token_rows
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
@@ -89,7 +89,8 @@ class LayerSearch:
         self.cross_cache: Optional[CrossAttentionCache] = None
         kept = int(attention.sum())
         if kept:
-            self.self_cache = SelfAttentionCache(kept, layer.heads, layer.head_dim, beam, source.x)
+            dtype = cache_dtype(source.x.dtype, device)
+            self.self_cache = SelfAttentionCache(kept, layer.heads, layer.head_dim, beam, dtype, device)
         if bool(cross.any()):
             self.cross_cache = CrossAttentionCache(layer, source, self.slots[1].kept)
         self._find_rows(device)
@@ -167,7 +168,8 @@ class DecoderSearch:
         self.layers = [
             LayerSearch(layer, source, beam, index, keeps_norm) for index, layer in enumerate(weights.decoder_layers)
         ]
-        self.ancestry = AncestryMask(sentences, beam, weights.precision.dtype, self.device) if beam > 1 else None
+        dtype = cache_dtype(weights.precision.dtype, self.device)
+        self.ancestry = AncestryMask(sentences, beam, dtype, self.device) if beam > 1 else None
         self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
         self._find_order()
         self.steps = 0

@@ -1,0 +1,273 @@
+"""Results of the trade-off grid: one JSON file for each row and seed, made of generations, traces and training logs.
+
+Source: "Switchable Decision" (ICML 2024), the columns of Tables 7, 8, 10 and 11, and the paper's claim that the policy
+converges within 5,000 updates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from sd_fairseq.evaluation.report import System, build_report, check_same_examples, compare_with_dense, describe_system
+from sd_fairseq.evaluation.report import signature as describe_conditions
+
+METRICS = ("rouge1", "rouge2", "rougeL")
+# The order of the table. A row is called after its family, or FAMILY-NUMBER.
+FAMILIES = (
+    "dense",
+    "default",
+    "tolerance",
+    "lexicographic",
+    "barrier",
+    "budget",
+    "as-printed",
+    "fixed",
+    "random-matched",
+    "random-deployed",
+    "static",
+    "encoder-only",
+    "decoder-only",
+    "token-only",
+    "layerwise",
+    "kept-layer-norm",
+    "score-function-flops",
+    "straight-through",
+    "samples",
+    "distillation",
+)
+NUMBER: Tuple[type, ...] = (int, float)
+OPTIONAL: Tuple[type, ...] = (int, float, type(None))
+FIELDS: Dict[str, Tuple[type, ...]] = {
+    **{metric: NUMBER for metric in METRICS},
+    **{metric + "_interval": (list,) for metric in METRICS},
+    "dense_rougeL": NUMBER,
+    "rougeL_minus_dense": (dict,),
+    "significant_loss": (bool,),
+    "flops_generation": NUMBER,
+    "flops_paper": NUMBER,
+    "seconds": NUMBER,
+    "distinct_paths": (int,),
+    "top_path_share": NUMBER,
+    "path_entropy": NUMBER,
+    "skip_rates": (dict,),
+    "updates": (int,),
+    "updates_to_converge": OPTIONAL,
+    "violation_last": OPTIONAL,
+    "examples": (int,),
+    "signature": (str,),
+    "command": (list,),
+    "versions": (dict,),
+}
+CONVERGED_WITHIN = 0.01  # relative FLOPs
+VIOLATION_UPDATES = 50
+
+
+class ResultError(ValueError):
+    """A results file that cannot be used; the message is one line naming it."""
+
+
+def split_row(row: str) -> Tuple[str, Optional[float]]:
+    """Splits a row's name into its family and its number, if it has one.
+
+    Raises:
+        ValueError: a name of no family.
+    """
+    if row in FAMILIES:
+        return row, None
+    family, _, number = row.rpartition("-")
+    if family in FAMILIES and re.fullmatch(r"\d+(\.\d+)?", number):
+        return family, float(number)
+    raise ValueError(f"row {row!r} is none of {', '.join(FAMILIES)}, nor one of these with a number (budget-0.7)")
+
+
+def row_order(row: str) -> Tuple[int, float]:
+    """Returns the place of a row in tables."""
+    family, number = split_row(row)
+    return FAMILIES.index(family), -1.0 if number is None else number
+
+
+def measure(row: str, seed: int, system: System, dense: System, data: str) -> Dict[str, Any]:
+    """Scores a row beside the dense row of the same seed.
+
+    Args:
+        row, seed: its name and seed.
+        system, dense: both rows' generations; the same for row ``dense``.
+        data: name of the data set, for the signature.
+
+    Raises:
+        ValueError: the two were not run on the same examples.
+    """
+    if row == dense.name:
+        figures = describe_system(dense)
+        figures["rougeL_minus_dense"] = compare_with_dense(dense, dense)
+        dense_score, conditions = figures["rougeL"], describe_conditions([dense], data)
+    else:
+        check_same_examples([dense, system])
+        report = build_report([dense, system], data)
+        figures = report[system.name]
+        dense_score, conditions = report[dense.name]["rougeL"], report["signature"]
+    significant = figures["rougeL_minus_dense"]["high"] < 0
+    return {
+        "row": row,
+        "seed": seed,
+        **figures,
+        "dense_rougeL": dense_score,
+        "significant_loss": significant,
+        "signature": conditions,
+    }
+
+
+def read_training_log(path: str) -> List[Dict[str, float]]:
+    """Reads the figures that fairseq-train logged with ``--log-format json``, by update.
+
+    A training that was interrupted logs some updates twice; the later line counts.
+
+    Raises:
+        ResultError: a file that cannot be read.
+    """
+    found: Dict[float, Dict[str, float]] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                _, separator, content = line.partition("| train_inner | ")
+                if separator:
+                    figures = _numbers(content)
+                    if "num_updates" in figures:
+                        found[figures["num_updates"]] = figures
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror}") from error
+    return [found[update] for update in sorted(found)]
+
+
+def _numbers(content: str) -> Dict[str, float]:
+    try:
+        given = json.loads(content)
+        return {key: float(value) for key, value in given.items() if value is not None}
+    except (ValueError, AttributeError, TypeError):  # a line that a kill has cut short
+        return {}
+
+
+def updates_to_converge(log: Sequence[Dict[str, float]]) -> Optional[int]:
+    """Returns the first logged update from which on the FLOPs stay near the last ones; None = not logged."""
+    known = [(int(one["num_updates"]), one["sd_flops_generation"]) for one in log if "sd_flops_generation" in one]
+    if not known:
+        return None
+    last = known[-1][1]
+    far = [index for index, (_, flops) in enumerate(known) if abs(flops - last) > CONVERGED_WITHIN]
+    return known[far[-1] + 1 if far else 0][0]
+
+
+def violation_last(log: Sequence[Dict[str, float]]) -> Optional[float]:
+    """Returns the mean logged violation of the last 50 updates that moved the policy; None = no policy was trained."""
+    known = [(one["num_updates"], one["sd_violation"]) for one in log if "sd_violation" in one]
+    if not known:
+        return None
+    recent = [violation for update, violation in known if update > known[-1][0] - VIOLATION_UPDATES]
+    return math.fsum(recent) / len(recent)
+
+
+def check_result(values: Any, place: str) -> Dict[str, Any]:
+    """Checks one result, or the record of a row that failed.
+
+    Raises:
+        ResultError: an unknown row, a missing or wrongly typed key, or an impossible value.
+    """
+    if not isinstance(values, dict):
+        raise ResultError(f"{place}: found a JSON {type(values).__name__}, expected an object")
+    wanted: Dict[str, Tuple[type, ...]] = {"row": (str,), "seed": (int,)}
+    wanted.update({"failed": (str,)} if "failed" in values else FIELDS)
+    for name, kinds in wanted.items():
+        if name not in values:
+            raise ResultError(f"{place}: no key {name!r}")
+        _check_value(values[name], kinds, f"{place}: {name!r}")
+    try:
+        split_row(values["row"])
+    except ValueError as error:
+        raise ResultError(f"{place}: {error}") from error
+    if "failed" in values:
+        return values
+    for name in (metric + "_interval" for metric in METRICS):
+        if len(values[name]) != 2:
+            raise ResultError(f"{place}: {name!r} is {values[name]!r}, expected [low, high]")
+        for value in values[name]:
+            _check_value(value, NUMBER, f"{place}: {name!r}")
+    for name in ("difference", "low", "high"):
+        _check_value(values["rougeL_minus_dense"].get(name), NUMBER, f"{place}: 'rougeL_minus_dense' {name!r}")
+    for site, rate in values["skip_rates"].items():
+        _check_value(rate, NUMBER, f"{place}: 'skip_rates' {site!r}")
+    for name in ("flops_generation", "flops_paper"):
+        if values[name] <= 0:
+            raise ResultError(f"{place}: {name!r} is {values[name]}, expected more than 0")
+    return values
+
+
+def _check_value(value: Any, kinds: Tuple[type, ...], place: str) -> None:
+    wrong_flag = isinstance(value, bool) and bool not in kinds  # bool is an int to Python
+    if wrong_flag or not isinstance(value, kinds):
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ResultError(f"{place} is {value!r}, expected {names}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ResultError(f"{place} is {value}")
+
+
+def read_result(path: str) -> Dict[str, Any]:
+    """Reads and checks one file.
+
+    Raises:
+        ResultError: naming the file and what is wrong.
+    """
+    try:
+        with open(path, encoding="utf-8") as text:
+            content = json.load(text)
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read ({error})") from error
+    return check_result(content, path)
+
+
+def read_results(folder: str) -> List[Dict[str, Any]]:
+    """Reads every ``*.json`` of a folder, in the order of the table.
+
+    Raises:
+        ResultError: an unreadable file, no file, or the same row and seed twice.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except OSError as error:
+        raise ResultError(f"{folder}: {error.strerror}") from error
+    seen: Dict[Tuple[str, int], str] = {}
+    results = []
+    for path in (os.path.join(folder, name) for name in names):
+        result = read_result(path)
+        key = result["row"], result["seed"]
+        if key in seen:
+            raise ResultError(f"{path}: row {key[0]}, seed {key[1]} is also in {seen[key]}")
+        seen[key] = path
+        results.append(result)
+    if not results:
+        raise ResultError(f"{folder}: holds no results")
+    return sorted(results, key=lambda one: (row_order(one["row"]), one["row"], one["seed"]))
+
+
+def write_result(path: str, result: Dict[str, Any]) -> None:
+    """Checks a result and writes it beside its place, then renames.
+
+    Raises:
+        ResultError: see :func:`check_result`, or the file cannot be written.
+    """
+    check_result(result, path)
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(part, "w", encoding="utf-8") as text:
+            json.dump(result, text, indent=1)
+            text.write("\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        if os.path.exists(part):
+            os.remove(part)

@@ -1,0 +1,289 @@
+"""What are decisions per input worth? Best static path and oracle at the FLOPs of a learned policy, by one search.
+
+    python -m sd_fairseq.plugin.path_search DATA --path CHECKPOINT --gen-subset valid --examples 300
+
+A greedy search removes, step by step, the sub-layer (or takes the token strategy) that costs the least quality per FLOP
+saved, for all examples together. Every path that it tries is scored on every example, teacher-forced, so one table of
+losses and FLOPs [paths, examples] answers three questions at equal mean FLOPs:
+
+* static: the best one path for all (a point on the lower convex hull: two paths may be mixed at random);
+* oracle: the best path of each example, chosen by the very loss that is reported - an upper bound that no policy can
+  reach, because it also picks what suits the reference by chance;
+* halves: the path chosen by every second target token and scored on the others, which chance does not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from fairseq import checkpoint_utils, utils
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from sd_fairseq.cost.path_flops import Lengths, relative_flops
+from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.preflight import check_checkpoint
+
+Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
+
+
+class Scores(NamedTuple):
+    """One path on every example.
+
+    Args:
+        loss: float64 [N], mean token NLL in nats.
+        halves: float64 [2, N], the same over even and over odd target positions.
+        flops: float64 [N], relative FLOPs of generation.
+    """
+
+    loss: Tensor
+    halves: Tensor
+    flops: Tensor
+
+
+class Scorer:
+    """Scores paths on a fixed list of examples.
+
+    Args:
+        model: a switchable model, dropout off.
+        batches: fairseq's batches.
+        padding: index of the padding symbol.
+        beam: beam size that FLOPs are counted for.
+    """
+
+    def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int):
+        self.model, self.batches, self.padding, self.beam = model, batches, padding, beam
+        self.known: Dict[Key, Scores] = {}
+
+    def score(self, key: Key) -> Scores:
+        """Scores one path for all examples; each path once."""
+        if key not in self.known:
+            space = self.model.space
+            keep, choice = torch.tensor([key[0]], dtype=torch.bool), torch.tensor([key[1]])
+            self.known[key] = self._run(
+                lambda count: PathRequest(
+                    decisions=space.to_decisions(keep.expand(count, -1), choice.expand(count)).to(self.device)
+                )
+            )[0]
+        return self.known[key]
+
+    def score_policy(self) -> Tuple[Scores, List[Decisions]]:
+        """Scores the paths that the model's own policy decides."""
+        return self._run(lambda count: PathRequest("mode"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
+        pieces, decisions = [], []
+        for sample in self.batches:
+            target = sample["target"]  # [B, T]
+            output = self.model(**sample["net_input"], path=request(target.size(0)))
+            log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
+            nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).double()  # [B, T]
+            real = target.ne(self.padding)
+            lengths = Lengths(sample["net_input"]["src_tokens"].ne(self.padding).sum(1), real.sum(1), self.beam)
+            taken = output[1]["decisions"]
+            flops = relative_flops("generation", self.model.shape, self.model.space, taken, lengths)
+            even = torch.arange(target.size(1), device=target.device) % 2 == 0
+            halves = torch.stack([mean_over(nll, real & even), mean_over(nll, real & ~even)])
+            pieces.append((mean_over(nll, real), halves, flops))
+            decisions.append(taken)
+        losses, halves, flops = zip(*pieces)
+        return Scores(torch.cat(losses).cpu(), torch.cat(halves, dim=1).cpu(), torch.cat(flops).cpu()), decisions
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Averages [B, T] over the positions ``where``; 0 where there is none."""
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def greedy_search(scorer: Scorer, lowest: float) -> List[Key]:
+    """Removes one thing after the other until the mean FLOPs fall to ``lowest``; returns the chain from the dense path.
+
+    Each step takes the change that loses the least per FLOP saved.
+    """
+    space = scorer.model.space
+    current: Key = ((True,) * space.num_switches, 0)
+    chain = [current]
+    progress = tqdm(desc="search", unit=" paths", disable=None)
+    while float(scorer.score(current).flops.mean()) > lowest:
+        here = scorer.score(current)
+        best: Optional[Tuple[float, Key]] = None
+        for candidate in neighbours(current, len(space.token_strategies)):
+            there = scorer.score(candidate)
+            progress.update()
+            saved = float((here.flops - there.flops).mean())
+            if saved > 0:
+                lost = float((there.loss - here.loss).mean())
+                rate = lost / saved if lost > 0 else lost * saved
+                best = min(best, (rate, candidate)) if best else (rate, candidate)
+        if best is None:
+            break
+        current = best[1]
+        chain.append(current)
+    progress.close()
+    return chain
+
+
+def neighbours(key: Key, strategies: int) -> List[Key]:
+    """Lists the paths that skip one sub-layer more, or take another token strategy."""
+    kept, choice = key
+    found = [(kept[:i] + (False,) + kept[i + 1 :], choice) for i in range(len(kept)) if kept[i]]
+    return found + [(kept, other) for other in range(1, strategies) if other != choice]
+
+
+def static_loss(losses: Tensor, flops: Tensor, target: float) -> float:
+    """Returns the lowest mean loss of static paths at mean FLOPs ``target``, mixtures of two paths included.
+
+    Args:
+        losses, flops: [paths], means over the examples.
+        target: mean relative FLOPs.
+    """
+    best = float("inf")
+    below, above = flops <= target, flops >= target
+    for low in below.nonzero().view(-1).tolist():
+        for high in above.nonzero().view(-1).tolist():
+            width = float(flops[high] - flops[low])
+            share = 0.0 if width <= 0 else (target - float(flops[low])) / width
+            best = min(best, (1 - share) * float(losses[low]) + share * float(losses[high]))
+    return best
+
+
+def choose_paths(losses: Tensor, flops: Tensor, target: float) -> Tensor:
+    """Chooses a path for each example, [N], to the lowest sum of losses with mean FLOPs at most ``target``.
+
+    Args:
+        losses, flops: [paths, N].
+        target: mean relative FLOPs.
+    """
+    low, high = 0.0, 1e4
+    for _ in range(60):  # the price of FLOPs
+        price = (low + high) / 2
+        chosen = (losses + price * flops).argmin(dim=0)
+        if float(pick(flops, chosen).mean()) > target:
+            low = price
+        else:
+            high = price
+    return (losses + high * flops).argmin(dim=0)
+
+
+def pick(table: Tensor, chosen: Tensor) -> Tensor:
+    """Takes one row of [paths, N] for each column."""
+    return table.gather(0, chosen.unsqueeze(0)).squeeze(0)
+
+
+def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
+    """Compares policy, static path and oracle at the policy's mean FLOPs."""
+    policy, decisions = scorer.score_policy()
+    keys = list(scorer.known)
+    losses = torch.stack([scorer.known[key].loss for key in keys])  # [paths, N]
+    flops = torch.stack([scorer.known[key].flops for key in keys])
+    halves = torch.stack([scorer.known[key].halves for key in keys])  # [paths, 2, N]
+    target = float(policy.flops.mean())
+    chosen = choose_paths(losses, flops, target)
+    honest = torch.stack(
+        [pick(halves[:, 1 - half], choose_paths(halves[:, half], flops, target)) for half in (0, 1)]
+    ).mean()
+    static_halves = static_loss(halves.mean(dim=(1, 2)), flops.mean(dim=1), target)
+    static = static_loss(losses.mean(dim=1), flops.mean(dim=1), target)
+    dense = scorer.known[chain[0]]
+    oracle = float(pick(losses, chosen).mean())
+    mine = float(policy.loss.mean())
+    everything = Decisions(*(torch.cat([getattr(d, name) for d in decisions]) for name in vars(decisions[0])))
+    return {
+        "examples": policy.loss.numel(),
+        "paths_tried": len(keys),
+        "flops_generation": target,
+        "distinct_paths": everything.count_distinct_paths(),
+        "oracle_distinct_paths": int(chosen.unique().numel()),
+        "nll_dense": float(dense.loss.mean()),
+        "nll_policy": mine,
+        "nll_static": static,
+        "nll_oracle": oracle,
+        "oracle_gap": static - oracle,
+        "share_of_oracle_gap": (static - mine) / (static - oracle) if static > oracle else 0.0,
+        "predictable_gap": static_halves - float(honest),
+        "static_frontier": [
+            {
+                "flops_generation": float(scorer.known[key].flops.mean()),
+                "nll": float(scorer.known[key].loss.mean()),
+                "path": scorer.model.space.describe(
+                    scorer.model.space.to_decisions(torch.tensor([key[0]]), torch.tensor([key[1]])), 0
+                ),
+            }
+            for key in chain
+        ],
+    }
+
+
+def load(args: argparse.Namespace) -> Scorer:
+    """Loads model and examples.
+
+    Raises:
+        InputError: a checkpoint without decisions, or an unreadable one.
+    """
+    check_checkpoint(args.path, "--path")
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides={"data": args.data})
+    model = models[0].eval()
+    if not hasattr(model, "space"):
+        raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
+    model = model.cuda() if args.cuda else model
+    task.load_dataset(args.gen_subset)
+    iterator = task.get_batch_iterator(
+        task.dataset(args.gen_subset), max_tokens=args.max_tokens, max_positions=model.max_positions()
+    ).next_epoch_itr(shuffle=False)
+    batches: List[Dict[str, Any]] = []
+    count = 0
+    for sample in list(iterator)[:: args.every]:
+        batches.append(utils.move_to_cuda(sample) if args.cuda else sample)
+        count += sample["target"].size(0)
+        if 0 < args.examples <= count:
+            break
+    return Scorer(model, batches, task.target_dictionary.pad(), args.beam)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="path_search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="binarised data folder")
+    parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
+    parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=300, help="at least so many examples, 0 = all")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th batch (they are sorted by length)")
+    parser.add_argument("--lowest", type=float, default=0.6, help="mean FLOPs at which the search ends")
+    parser.add_argument("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
+    parser.add_argument("--max-tokens", type=int, default=4096)
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--output", help="JSON file to write")
+    args = parser.parse_args(argv)
+    try:
+        scorer = load(args)
+        found = analyse(scorer, greedy_search(scorer, args.lowest))
+        if args.output:
+            with open(args.output + ".part", "w", encoding="utf-8") as out:
+                json.dump(found, out, indent=1)
+            os.replace(args.output + ".part", args.output)
+    except (OSError, ValueError) as error:
+        print(f"sd_fairseq: error: {error}", file=sys.stderr)
+        return 1
+    print(tabulate([(k, v) for k, v in found.items() if k != "static_frontier"], floatfmt=".4f"))
+    print(tabulate([(p["flops_generation"], p["nll"], json.dumps(p["path"])) for p in found["static_frontier"]]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
