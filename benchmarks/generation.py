@@ -1,106 +1,26 @@
 #!/usr/bin/env python3
 """Wall-clock of generation: the fast generator against fairseq, Hugging Face transformers and CTranslate2.
 
-BART's shape with random weights, the same in all; the number of target tokens is forced, so time depends on the path
-only. transformers and CTranslate2 are measured where they are installed.
+BART's shape with random weights, the same in all (each candidate hashes what it holds); the number of target tokens is
+forced, so time depends on the path only. Each candidate has a process of its own; they take turns. transformers and
+CTranslate2 are measured where they are installed.
 
     python benchmarks/generation.py                          batch 1, source 800, target 64, beam 4
     python benchmarks/generation.py --batch-sizes 1,4,16 --source-lengths 128,512,1024 --peers fairseq
 """
 
+import argparse
+import importlib.util
 import itertools
+import os
+import sys
 import tempfile
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List, Optional
 
 import measure
-import peers
 import torch
-from fairseq.sequence_generator import SequenceGenerator
+import turns
 
-from sd_fairseq.cost.path_flops import Lengths, relative_flops
-from sd_fairseq.plugin.generation.fast_model import FastModel
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-
-
-class Setting:
-    """One shape of batch, and the models that decode it.
-
-    Args:
-        models: the models.
-        batch, source, target, beam: sizes.
-    """
-
-    def __init__(self, models: "Models", batch: int, source: int, target: int, beam: int):
-        self.models, self.batch, self.source, self.target, self.beam = models, batch, source, target, beam
-        self.net_input = measure.random_sources(batch, source, models.dictionary)
-
-    def of_target(self, target: int) -> "Setting":
-        """The same with another number of target tokens."""
-        return Setting(self.models, self.batch, self.source, target, self.beam)
-
-    def fairseq(self, precision: str) -> Callable[[], Any]:
-        """fairseq's generator with fairseq's BART. It blocks n-grams, as ours does: fairseq's own blocker is broken."""
-        return self._search([self.models.bart(precision)], self.models.bart(precision), {})
-
-    def fast(self, precision: str, rates: Dict[str, float]) -> Callable[[], Any]:
-        """The fast generator along decisions of the given rates."""
-        path = PathRequest(decisions=measure.decisions_at(self.models.switchable.space, self.batch, **rates))
-        return self._search(self.models.fast(precision), self.models.switchable, {"path": path})
-
-    def _search(self, ensemble: Any, model: Any, more: Dict[str, Any]) -> Callable[[], Any]:
-        length = self.target - 1  # the end of sentence is the last one
-        generator = SequenceGenerator(
-            ensemble, self.models.dictionary, self.beam, min_len=length, max_len_b=length, len_penalty=2.0
-        )
-        generator.repeat_ngram_blocker = NGramBlocker(3)
-        return lambda: generator.generate([model], {"net_input": {**self.net_input, **more}})
-
-    def flops(self, rates: Dict[str, float]) -> float:
-        """FLOPs of the path relative to the dense one."""
-        space, shape = self.models.switchable.space, self.models.switchable.shape
-        decisions = measure.decisions_at(space, self.batch, **rates)
-        lengths = Lengths(self.net_input["src_lengths"], torch.full((self.batch,), self.target), self.beam)
-        return round(float(relative_flops("generation", shape, space, decisions, lengths).mean()), 4)
-
-
-class Models:
-    """The models of one size, all with the same weights; built when first asked for."""
-
-    def __init__(self, size: str):
-        self.size, self.dictionary = size, measure.build_dictionary()
-        self.switchable = measure.build_model("switchable_bart_base", self.dictionary, size, sd_policy="dense")
-        self.built: Dict[str, Any] = {}
-        self.precision = ""
-
-    def keep_for(self, precision: str) -> None:
-        """Drops what another precision needed."""
-        if precision != self.precision:
-            self.precision = precision
-            self.built.clear()
-
-    def weights(self) -> Dict[str, torch.Tensor]:
-        """The weights, by fairseq's names."""
-        return dict(self.switchable.state_dict())
-
-    def bart(self, precision: str) -> torch.nn.Module:
-        """fairseq's BART."""
-        if "bart" + precision not in self.built:
-            model = measure.build_model("bart_base", self.dictionary, self.size)
-            model.load_state_dict(self.weights())
-            self.built["bart" + precision] = model.bfloat16() if precision == "bf16" else model
-        return self.built["bart" + precision]
-
-    def fast(self, precision: str) -> FastModel:
-        """The fast model; one for all settings, so that weights are packed once."""
-        if "fast" + precision not in self.built:
-            self.built["fast" + precision] = FastModel(self.switchable, PRECISIONS[precision])
-        return self.built["fast" + precision]
-
-
-SHORT = 4  # target tokens of the untimed run before each timed one
 DENSE = {"attention": 0.0, "ffn": 0.0, "token": 0.0}
 # Ours, and what it is compared with; one group after the other, so that few models are in memory at once.
 GROUPS = {
@@ -110,39 +30,128 @@ GROUPS = {
 }
 
 
-def build_candidates(
-    setting: Setting, precision: str, peer_names: List[str], folder: str
-) -> Dict[str, Callable[[], Any]]:
-    """Everything that one precision of ours is measured against, and ours."""
-    candidates = {
-        f"ours {precision}": setting.fast(precision, DENSE),
-        f"ours {precision} at the paper's rates": setting.fast(precision, measure.PAPER_RATES),
-    }
-    for name in GROUPS[precision]:
-        software, its_precision = name.split()
-        if software == "fairseq":
-            candidates[name] = setting.fairseq(its_precision)
-        elif software in peer_names:
-            candidates.update(peers.build(software, its_precision, setting, folder))
-    return candidates
+class Bench:
+    """The files of one run, and how its workers are started.
+
+    Args:
+        args: the command line.
+        folder: for the weights' file and converted models.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: str):
+        self.args, self.folder, self.peer_names = args, folder, args.peers.split(",")
+        self.common = {"size": args.size, "threads": args.threads, "weights": os.path.join(folder, "model.pt")}
+        self.converted: Dict[str, Dict[str, Any]] = {}
+        with turns.Workers() as workers:
+            workers.start("weights")
+            answer = workers.ask("weights", "build", software="weights", **self.common)
+        if answer is None:
+            raise SystemExit("the random weights could not be written: nothing is measured")
+        self.checksums: Dict[str, str] = answer["checksums"]
+
+    def start(self, workers: turns.Workers, precision: str) -> None:
+        """Starts ours of one precision, and what it is measured against."""
+        skipping = f"ours {precision} at the paper's rates"
+        for name, rates in ((f"ours {precision}", DENSE), (skipping, measure.PAPER_RATES)):
+            self.start_one(workers, name, "ours", precision, rates=rates)
+            if name not in workers.running:
+                raise SystemExit(f"{name} failed: there is nothing to compare")
+        for name in GROUPS[precision]:
+            software, its_precision = name.split()
+            if software == "fairseq" or self.is_wanted(software):
+                self.start_one(workers, name, software, its_precision)
+
+    def is_wanted(self, software: str) -> bool:
+        """Tells whether a peer is to be measured and can be."""
+        if software not in self.peer_names:
+            return False
+        if importlib.util.find_spec(software) is None:
+            print(f"{software}: left out: it is not installed", file=sys.stderr)
+            return False
+        return True
+
+    def start_one(self, workers: turns.Workers, name: str, software: str, precision: str, **more: Any) -> None:
+        """Starts a worker and lets it build its model; one that cannot is left out."""
+        facts: Dict[str, Any] = {}
+        if software == "ctranslate2":
+            converted = self.convert(name, precision)
+            if converted is None:
+                return
+            facts, more = converted, {**more, "folder": self.converted_folder(precision)}
+        workers.start(name)
+        answer = workers.ask(name, "build", software=software, precision=precision, **self.common, **more)
+        if answer is not None:
+            check_weights(name, {**facts, **answer}, self.checksums)
+
+    def converted_folder(self, precision: str) -> str:
+        """Where CTranslate2's model of a precision lies."""
+        return os.path.join(self.folder, "ctranslate2-" + precision)
+
+    def convert(self, name: str, precision: str) -> Optional[Dict[str, Any]]:
+        """Converts the weights for CTranslate2, once; what it read them as, None where that failed."""
+        if precision not in self.converted:
+            request = {"precision": precision, "folder": self.converted_folder(precision), **self.common}
+            with turns.Workers() as workers:
+                workers.start(name)
+                answer = workers.ask(name, "build", software="conversion", **request)
+            if answer is None:
+                return None
+            self.converted[precision] = answer
+        return self.converted[precision]
 
 
-def compare(setting: Setting, precision: str, peer_names: List[str], rounds: int, folder: str) -> List[Dict[str, Any]]:
-    """Measures one precision of ours and its peers at one setting, in turns."""
-    ours, skipping = f"ours {precision}", f"ours {precision} at the paper's rates"
-    candidates = build_candidates(setting, precision, peer_names, folder)
-    short = build_candidates(setting.of_target(SHORT), precision, peer_names, folder)
-    seconds = measure.take_turns(candidates, rounds, short)
-    shape = {"batch": setting.batch, "source": setting.source, "target": setting.target, "beam": setting.beam}
-    paper = {"flops_ratio": setting.flops(measure.PAPER_RATES), **shape}
-    rows = [measure.row(f"paper-rates-{precision}-vs-ours-dense", seconds[skipping], ours, seconds[ours], **paper)]
-    for name in [one for one in GROUPS[precision] if one in candidates]:
+def check_weights(name: str, facts: Dict[str, Any], checksums: Dict[str, str]) -> None:
+    """Ends the benchmark when a candidate holds other weights than the file.
+
+    Args:
+        name: of the candidate.
+        facts: its ``checksum``, and the ``kind`` (fp32, bf16) of weights that were hashed.
+        checksums: of the file, by kind.
+    """
+    kind = facts["kind"]
+    if facts["checksum"] != checksums[kind]:
+        found, wanted = facts["checksum"][:12], checksums[kind][:12]
+        raise SystemExit(f"{name} has other weights ({kind} {found}) than the rest ({wanted}): nothing is compared")
+
+
+def compare(workers: turns.Workers, bench: Bench, precision: str, batch: int, source: int) -> List[Dict[str, Any]]:
+    """Measures one precision of ours and its peers on one shape of batch, in turns."""
+    args, ours, skipping = bench.args, f"ours {precision}", f"ours {precision} at the paper's rates"
+    shape = {"batch": batch, "source": source, "target": args.target_length, "beam": args.beam}
+    tokens = measure.random_sources(batch, source, measure.build_dictionary())["src_tokens"].tolist()
+    facts = {}
+    for name in list(workers.running):
+        facts[name] = workers.ask(name, "prepare", tokens=tokens, target=args.target_length, beam=args.beam)
+    answers = workers.take_turns(args.rounds)
+    for name in (ours, skipping):
+        if name not in answers:
+            raise SystemExit(f"{name} failed: there is nothing to compare")
+    common = {**shape, "size": args.size, "idle_cpu_share": turns.idle_share(answers)}
+    paper = {"flops_ratio": facts[skipping]["flops_ratio"], **common}
+    rows = [row_of(f"paper-rates-{precision}-vs-ours-dense", skipping, ours, answers, paper)]
+    for name in [one for one in GROUPS[precision] if one in answers]:
         software, its_precision = name.split()
         peer = software if its_precision == precision and software == "fairseq" else name.replace(" ", "-")
         dense = "fairseq-dense" if peer == "fairseq" else peer
-        rows.append(measure.row(f"dense-{precision}-vs-{peer}", seconds[ours], name, seconds[name], **shape))
-        rows.append(measure.row(f"paper-rates-{precision}-vs-{dense}", seconds[skipping], name, seconds[name], **paper))
+        alike = its_precision == precision != "int8"  # each quantises in its own way
+        same = same_tokens(answers[ours], answers[name]) if alike else {}
+        rows.append(row_of(f"dense-{precision}-vs-{peer}", ours, name, answers, {**common, **same}))
+        rows.append(row_of(f"paper-rates-{precision}-vs-{dense}", skipping, name, answers, paper))
     return rows
+
+
+def row_of(case: str, ours: str, peer: str, answers: Dict[str, Any], more: Dict[str, Any]) -> Dict[str, Any]:
+    """One result: times and peak memory of two candidates."""
+    memory = {"ours_memory_gb": turns.memory_of(answers[ours]), "peer_memory_gb": turns.memory_of(answers[peer])}
+    known = {name: value for name, value in memory.items() if value is not None}
+    mine, theirs = turns.seconds_of(answers[ours]), turns.seconds_of(answers[peer])
+    return measure.row(case, mine, peer, theirs, **more, **known)
+
+
+def same_tokens(ours: List[Dict[str, Any]], peers: List[Dict[str, Any]]) -> Dict[str, float]:
+    """The share of equal tokens in the best hypotheses: all up to rounding, which decides between near ties."""
+    pairs = [pair for mine, theirs in zip(ours[-1]["result"], peers[-1]["result"]) for pair in zip(mine, theirs)]
+    return {"same_tokens": round(sum(mine == theirs for mine, theirs in pairs) / max(1, len(pairs)), 4)}
 
 
 def main() -> None:
@@ -157,15 +166,17 @@ def main() -> None:
         "--peers", default="transformers,ctranslate2", help="beside fairseq; left out where not installed"
     )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    models, rows = Models(args.size), []
-    sizes = list(itertools.product(args.batch_sizes.split(","), args.source_lengths.split(",")))
+    torch.set_num_threads(args.threads)  # for the record: this process computes nothing
+    turns.end_workers_on_termination()
+    rows: List[Dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for precision, (batch, source) in itertools.product(args.precisions.split(","), sizes):
-            models.keep_for(precision)
-            setting = Setting(models, int(batch), int(source), args.target_length, args.beam)
-            rows += compare(setting, precision, args.peers.split(","), args.rounds, folder)
-            measure.write(args.output, rows)
+        bench = Bench(args, folder)
+        for precision in args.precisions.split(","):
+            with turns.Workers() as workers:
+                bench.start(workers, precision)
+                for batch, source in itertools.product(args.batch_sizes.split(","), args.source_lengths.split(",")):
+                    rows += compare(workers, bench, precision, int(batch), int(source))
+                    measure.write(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def model_arguments(arch: str, size: str = "large", **options: Any) -> argparse.
     return args
 
 
-def build_model(arch: str, dictionary: Dictionary, size: str = "large", **options: Any) -> torch.nn.Module:
+def build_model(arch: str, dictionary: Dictionary, size: str = "large", **options: Any) -> Any:
     """A model of BART's shape with the random weights of seed 1."""
     args = model_arguments(arch, size, **options)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=SimpleNamespace())
@@ -103,23 +103,18 @@ def strategy_share(strategy: Any) -> float:
     return float(percent or 0) / 100
 
 
-def take_turns(
-    candidates: Dict[str, Callable[[], Any]], rounds: int, before: Optional[Dict[str, Callable[[], Any]]] = None
-) -> Dict[str, List[float]]:
+def take_turns(candidates: Dict[str, Callable[[], Any]], rounds: int) -> Dict[str, List[float]]:
     """Runs the candidates in turns, the first turn to warm up; returns seconds of every other round, by name.
+
+    All in this process: for variants of one model. Different software takes turns as in ``turns.py``.
 
     Args:
         candidates: what is timed.
         rounds: turns that count.
-        before: run, untimed, right before each of ``candidates``: a short run of the same model. While the others had
-            their turns its weights have left the caches, and virtual machines take idle memory back; neither happens
-            to a model at work.
     """
     seconds: Dict[str, List[float]] = {name: [] for name in candidates}
     for turn in range(1 + rounds):
         for name, run in candidates.items():
-            if before is not None:
-                before[name]()
             synchronize()
             started = time.perf_counter()
             run()
@@ -174,6 +169,12 @@ def processor() -> str:
         return platform.processor()
 
 
+COLUMNS = [
+    *("case", "ours_s", "peer", "peer_s", "ratio", "spread", "flops_ratio", "threads"),
+    *("ours_memory_gb", "peer_memory_gb", "same_tokens"),
+]
+
+
 def write(path: str, rows: List[Dict[str, Any]]) -> None:
     """Writes rows as JSON, beside and renamed, and prints them as a table."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -181,7 +182,7 @@ def write(path: str, rows: List[Dict[str, Any]]) -> None:
         json.dump(rows, out, indent=1)
         out.write("\n")
     os.replace(path + ".tmp", path)
-    columns = ("case", "ours_s", "peer", "peer_s", "ratio", "spread", "flops_ratio", "threads")
+    columns = [name for name in COLUMNS if any(name in one for one in rows)]
     print(tabulate([[one.get(name, "") for name in columns] for one in rows], headers=columns))
     print(f"written: {path}")
 

@@ -1,44 +1,77 @@
-"""The same random BART in Hugging Face transformers and CTranslate2, where they are installed.
+"""The same random BART in Hugging Face transformers and CTranslate2, each in a worker of its own.
 
-fairseq installs torchaudio, whose CUDA build keeps transformers from being imported beside the CPU build of torch:
-``make bench`` takes it out of its own environment. Nothing in BART needs it.
+The modules of the others are not imported here: a user of one library has not loaded the rest. fairseq installs
+torchaudio, whose CUDA build keeps transformers from being imported beside the CPU build of torch: ``make bench`` takes
+it out of its own environment. Nothing in BART needs it.
 """
 
-import importlib.util
 import os
-from typing import Any, Callable, Dict
+from typing import Any, Dict, List
 
-import measure
-import torch
+SHORT = 4  # target tokens of the untimed run before each timed one
+SPECIAL = {"<s>": 0, "<blank>": 1, "<pad>": 1, "</s>": 2, "<unk>": 3}  # CTranslate2 renames the padding
+WORDS = 4  # index of the first word, w0
 
 
-def build(software: str, precision: str, setting: Any, folder: str) -> Dict[str, Callable[[], Any]]:
-    """Returns what generates, by name; nothing where the software is not installed.
+class Transformers:
+    """Hugging Face transformers.
 
     Args:
-        software: ``transformers`` or ``ctranslate2``.
-        precision: fp32, bf16 or int8.
-        setting: a :class:`generation.Setting`.
-        folder: for converted models.
+        request: ``threads``, ``precision`` fp32 or bf16, ``weights`` = fairseq's checkpoint.
     """
-    if importlib.util.find_spec(software) is None:
-        print(f"{software} is not installed: left out")
+
+    def __init__(self, request: Dict[str, Any]):
+        import torch
+        from transformers import BartForConditionalGeneration
+
+        torch.set_num_threads(request["threads"])
+        checkpoint = torch.load(request["weights"], mmap=True, map_location="cpu", weights_only=False)
+        kind = request["precision"]
+        self.model = BartForConditionalGeneration(bart_config(checkpoint["args"], checkpoint["model"]))
+        self.model.load_state_dict(to_transformers(checkpoint["model"]), strict=True)
+        self.model = self.model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[kind]).eval()
+        self.facts = {"checksum": transformers_checksum(self.model, checkpoint["model"]), "kind": kind}
+
+    def prepare(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+        """Takes a batch: ``tokens`` [B, S], ``target`` tokens to generate, ``beam``."""
+        import torch
+
+        self.batch, self.tokens = batch, torch.tensor(batch["tokens"])
+        self.mask = torch.ones_like(self.tokens)
         return {}
-    make = {"transformers": transformers_peer, "ctranslate2": ctranslate2_peer}[software]
-    name = f"{software} {precision}"
-    if name not in setting.models.built:
-        setting.models.built[name] = make(setting.models, precision, folder)
-    run = setting.models.built[name]
-    return {name: lambda: run(setting)}
+
+    def warm_up(self) -> None:
+        """A short run."""
+        self._generate(SHORT)
+
+    def run(self) -> Any:
+        """Generates."""
+        return self._generate(self.batch["target"])
+
+    def _generate(self, target: int) -> Any:
+        return self.model.generate(
+            self.tokens,
+            attention_mask=self.mask,
+            num_beams=self.batch["beam"],
+            min_new_tokens=target - 1,  # the end of sentence is the last one, as fairseq counts
+            max_new_tokens=target,
+            forced_eos_token_id=2,
+            no_repeat_ngram_size=3,
+            length_penalty=2.0,
+        )
+
+    def result(self, found: Any) -> List[List[int]]:
+        """The best hypothesis of every sentence, without its start and its end."""
+        expect_length(found.size(1) - 1, self.batch["target"])
+        return [one[1:-1] for one in found.tolist()]
 
 
-def transformers_peer(models: Any, precision: str, _: str) -> Callable[[Any], Any]:
-    """Hugging Face transformers."""
-    from transformers import BartConfig, BartForConditionalGeneration
+def bart_config(args: Any, weights: Dict[str, Any]) -> Any:
+    """Translates fairseq's options into transformers' configuration."""
+    from transformers import BartConfig
 
-    args, weights = models.switchable.args, models.weights()
-    config = BartConfig(
-        vocab_size=len(models.dictionary),
+    return BartConfig(
+        vocab_size=weights["encoder.embed_tokens.weight"].size(0),
         d_model=args.encoder_embed_dim,
         encoder_layers=args.encoder_layers,
         decoder_layers=args.decoder_layers,
@@ -49,66 +82,113 @@ def transformers_peer(models: Any, precision: str, _: str) -> Callable[[Any], An
         max_position_embeddings=args.max_source_positions,
         forced_bos_token_id=None,
     )
-    renamed = {"model." + name: value for name, value in weights.items() if "embed_tokens" not in name}
-    for name in ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
-        renamed[name + ".weight"] = weights["encoder.embed_tokens.weight"]
-    renamed["final_logits_bias"] = torch.zeros(1, len(models.dictionary))
-    model = BartForConditionalGeneration(config)
-    missing = model.load_state_dict(renamed, strict=False).missing_keys
-    assert not missing, f"weights without a value: {missing[:3]}"
-    model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).eval()
 
-    def run(setting: Any) -> Any:
-        tokens = setting.net_input["src_tokens"]
-        found = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            num_beams=setting.beam,
-            min_new_tokens=setting.target,
-            max_new_tokens=setting.target,
-            no_repeat_ngram_size=3,
-            length_penalty=2.0,
+
+def transformers_name(name: str) -> str:
+    """Returns transformers' name of fairseq's weight."""
+    return "lm_head.weight" if name == "decoder.output_projection.weight" else "model." + name
+
+
+def to_transformers(values: Dict[str, Any]) -> Dict[str, Any]:
+    """Renames fairseq's weights."""
+    import torch
+    import weights
+
+    renamed = {transformers_name(name): values[name] for name in weights.names(values)}
+    embeddings = values["encoder.embed_tokens.weight"]
+    return {**renamed, "model.shared.weight": embeddings, "final_logits_bias": torch.zeros(1, embeddings.size(0))}
+
+
+def transformers_checksum(model: Any, values: Dict[str, Any]) -> str:
+    """Hashes what the model holds, read back from it, under the names of fairseq's weights."""
+    import weights
+
+    held = model.state_dict()
+    dtype = held["model.shared.weight"].dtype
+    return weights.checksum({name: held[transformers_name(name)] for name in weights.names(values)}, dtype)
+
+
+class Conversion:
+    """Converts fairseq's checkpoint for CTranslate2; takes no turns. CTranslate2's users do that once, beforehand.
+
+    Args:
+        request: ``weights`` = the checkpoint, ``precision`` fp32 or int8, ``folder`` to write.
+    """
+
+    def __init__(self, request: Dict[str, Any]):
+        import ctranslate2
+        import torch
+        import weights
+
+        import sd_fairseq  # noqa: F401  # lets torch read fairseq's checkpoints with its protection on
+
+        converter = ctranslate2.converters.FairseqConverter(
+            request["weights"], os.path.dirname(request["weights"]), source_lang="source", target_lang="target"
         )
-        assert found.size(1) == setting.target + 1, f"{found.size(1) - 1} tokens for {setting.target}"
-        return found
-
-    return run
+        converter.convert(request["folder"], quantization=COMPUTE_TYPES[request["precision"]], force=True)
+        self.facts = {"checksum": weights.checksum(weights.read(request["weights"]), torch.float32), "kind": "fp32"}
 
 
-def ctranslate2_peer(models: Any, precision: str, folder: str) -> Callable[[Any], Any]:
-    """CTranslate2, converted from a fairseq checkpoint of the same weights."""
-    import ctranslate2
+COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 
-    converter = ctranslate2.converters.FairseqConverter(
-        write_checkpoint(models, folder), folder, source_lang="source", target_lang="target"
-    )
-    kind, converted = {"fp32": "float32", "int8": "int8"}[precision], os.path.join(folder, precision)
-    converter.convert(converted, quantization=kind, force=True)
-    threads, symbols = torch.get_num_threads(), models.dictionary.symbols
-    translator = ctranslate2.Translator(converted, compute_type=kind, intra_threads=threads, inter_threads=1)
 
-    def run(setting: Any) -> Any:
-        found = translator.translate_batch(
-            [[symbols[token] for token in one.tolist()] for one in setting.net_input["src_tokens"][:, :-1]],
-            beam_size=setting.beam,
-            min_decoding_length=setting.target,
-            max_decoding_length=setting.target,
+class CTranslate2:
+    """CTranslate2, converted from fairseq's checkpoint of the same weights.
+
+    Args:
+        request: ``threads``, ``precision`` fp32 or int8, ``folder`` of the converted model.
+    """
+
+    def __init__(self, request: Dict[str, Any]):
+        import ctranslate2
+
+        self.translator = ctranslate2.Translator(
+            request["folder"],
+            compute_type=COMPUTE_TYPES[request["precision"]],
+            intra_threads=request["threads"],
+            inter_threads=1,
+        )
+        self.facts: Dict[str, Any] = {}
+
+    def prepare(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+        """Takes a batch: ``tokens`` [B, S], ``target`` tokens to generate, ``beam``."""
+        self.batch = batch
+        self.words = [[f"w{token - WORDS}" for token in one[:-1]] for one in batch["tokens"]]  # it adds the end itself
+        return {}
+
+    def warm_up(self) -> None:
+        """A short run."""
+        self._translate(SHORT)
+
+    def run(self) -> Any:
+        """Generates."""
+        return self._translate(self.batch["target"])
+
+    def _translate(self, target: int) -> Any:
+        return self.translator.translate_batch(
+            self.words,
+            beam_size=self.batch["beam"],
+            min_decoding_length=target,
+            max_decoding_length=target,
             no_repeat_ngram_size=3,
             length_penalty=2.0,
             max_input_length=0,
         )
-        lengths = {len(one.hypotheses[0]) for one in found}
-        assert lengths == {setting.target}, f"{lengths} tokens for {setting.target}"
-        return found
 
-    return run
+    def result(self, found: Any) -> List[List[int]]:
+        """The best hypothesis of every sentence; it has a word where fairseq's has its end, which is left out."""
+        hypotheses = [one.hypotheses[0] for one in found]
+        for words in hypotheses:
+            expect_length(len(words), self.batch["target"])
+        return [
+            [SPECIAL[word] if word in SPECIAL else int(word[1:]) + WORDS for word in one[:-1]] for one in hypotheses
+        ]
 
 
-def write_checkpoint(models: Any, folder: str) -> str:
-    """Saves the model as fairseq would, with its dictionaries beside it."""
-    for side in ("source", "target"):
-        models.dictionary.save(os.path.join(folder, f"dict.{side}.txt"))
-    args = measure.model_arguments("bart_base", models.size, left_pad_source=True, left_pad_target=False)
-    path = os.path.join(folder, "model.pt")
-    torch.save({"args": args, "cfg": None, "model": models.weights()}, path)
-    return path
+def expect_length(found: int, wanted: int) -> None:
+    """Raises when not as many tokens were generated as were to be: less work would be less time."""
+    if found != wanted:
+        raise ValueError(f"{found} tokens were generated, not {wanted}")
+
+
+BUILDERS = {"transformers": Transformers, "ctranslate2": CTranslate2, "conversion": Conversion}

@@ -7,13 +7,15 @@ Everything is measured in turns with the fast generator's own code, dense agains
     python benchmarks/saving.py --sweep              skip rates 0..90 %, for the plot of time against FLOPs
 """
 
+import itertools
 import statistics
+from dataclasses import replace
 from typing import Any, Callable, Dict, List
 
 import measure
 import torch
 
-from sd_fairseq.cost.path_flops import Lengths, relative_flops
+from sd_fairseq.cost.path_flops import Lengths, path_flops, relative_flops
 from sd_fairseq.cost.sublayer_flops import ffn_flops, self_attention_flops
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.token_strategies import kept_token_mask
@@ -95,6 +97,16 @@ class Bench:
         sublayers = 4 * dim * dim * attention + 2 * dim * dim * cross + 2 * dim * ffn_dim * ffn
         return float(sublayers + dim * self.shape.vocabulary)
 
+    def total_flops(self, decisions: Decisions) -> float:
+        """FLOPs of the whole generation, without the policy: the decisions are given."""
+        shape = replace(self.shape, policy_networks=0)
+        lengths = Lengths(self.net_input["src_lengths"], torch.full((self.batch,), STEPS), self.args.beam)
+        return float(path_flops("generation", shape, self.space, decisions, lengths).sum())
+
+    def decoder_flops(self, decisions: Decisions) -> float:
+        """FLOPs of the decoder: keys and values of cross-attention, and the output projection, included."""
+        return self.total_flops(decisions) - self.encoder_flops(decisions)
+
     def relative_flops(self, decisions: Decisions) -> float:
         """FLOPs of the whole generation relative to the dense path."""
         lengths = Lengths(self.net_input["src_lengths"], torch.full((self.batch,), STEPS), self.args.beam)
@@ -167,14 +179,20 @@ def policy_rows(bench: Bench) -> List[Dict[str, Any]]:
 
 
 def sweep_rows(bench: Bench) -> List[Dict[str, Any]]:
-    """Whole generation at skip rates from 0 to 90 %."""
+    """The encoder, the decoder and the whole generation at skip rates from 0 to 90 %."""
     chosen = {rate: bench.decisions({"attention": rate, "ffn": rate, "token": min(rate, 0.5)}) for rate in SWEEP}
-    runs = {str(rate): (lambda decisions=decisions: bench.generate(decisions)) for rate, decisions in chosen.items()}
-    seconds, rows = measure.take_turns(runs, bench.args.rounds), []
+    sources = {rate: bench.encode(decisions) for rate, decisions in chosen.items()}
+    runs: Dict[str, Callable[[], Any]] = {}
     for rate, decisions in chosen.items():
-        flops = round(bench.relative_flops(decisions) / bench.relative_flops(chosen[0.0]), 4)
-        more = {"skip_rate": rate, "flops_ratio": flops}
-        rows.append(measure.row("skip-rate-sweep", seconds[str(rate)], "ours dense", seconds["0.0"], **more))
+        runs[f"encoder {rate}"] = lambda decisions=decisions: bench.encode(decisions)
+        runs[f"decoder {rate}"] = lambda source=sources[rate]: bench.decode(source)
+        runs[f"generation {rate}"] = lambda decisions=decisions: bench.generate(decisions)
+    seconds, rows = measure.take_turns(runs, bench.args.rounds), []
+    parts = {"encoder": bench.encoder_flops, "decoder": bench.decoder_flops, "generation": bench.total_flops}
+    for (part, flops), rate in itertools.product(parts.items(), SWEEP):
+        more = {"part": part, "skip_rate": rate, "flops_ratio": round(flops(chosen[rate]) / flops(chosen[0.0]), 4)}
+        ours, dense = seconds[f"{part} {rate}"], seconds[f"{part} 0.0"]
+        rows.append(measure.row("skip-rate-sweep", ours, "ours dense", dense, **more))
     return rows
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws time against FLOPs and prints the README's table from the JSON files of the benchmarks.
+"""Prints the README's table, and draws time against FLOPs, from the JSON files of the benchmarks.
 
 python benchmarks/table.py results/bench
 """
@@ -10,11 +10,8 @@ import json
 import os
 from typing import Any, Dict, List
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
-from tabulate import tabulate  # noqa: E402
+import plot
+from tabulate import tabulate
 
 
 def read(folder: str) -> List[Dict[str, Any]]:
@@ -38,37 +35,29 @@ def table(rows: List[Dict[str, Any]]) -> str:
     """The README's table: both numbers of every ratio."""
     lines = []
     for row in rows:
-        if row["case"] == "skip-rate-sweep":
+        if row["case"] == plot.CASE:
             continue
         unit = row.get("unit", "s")
         low, high = row["spread"]
         extra = [f"{name} {row[name]}" for name in MEASURES if name in row]
         ours, peer = f"{row['ours_s']:.4g} {unit}", f"{row['peer']} {row['peer_s']:.4g} {unit}"
-        lines.append(
-            (row["case"], describe(row), ours, peer, f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]", "; ".join(extra))
-        )
-    return tabulate(lines, headers=("case", "setting", "ours", "peer", "peer / ours", "beside"), tablefmt="github")
+        ratio, memory = f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]", peak_memory(row)
+        lines.append((row["case"], describe(row), ours, peer, ratio, memory, "; ".join(extra)))
+    headers = ("case", "setting", "ours", "peer", "peer / ours", "peak memory, GB", "beside")
+    return tabulate(lines, headers=headers, tablefmt="github")
 
 
-MEASURES = ("flops_ratio", "weights_ratio", "time_saved_per_flops_saved", "time_per_kept_weights", "policy_share")
+def peak_memory(row: Dict[str, Any]) -> str:
+    """Ours and the peer's, each of a process of its own; nothing where it was not measured."""
+    if "ours_memory_gb" not in row or "peer_memory_gb" not in row:
+        return ""
+    return f"ours {row['ours_memory_gb']:.2f}, peer {row['peer_memory_gb']:.2f}"
 
 
-def draw(rows: List[Dict[str, Any]], path: str) -> None:
-    """Draws the sweep: time of the path relative to dense against its FLOPs."""
-    figure, axes = plt.subplots(figsize=(5, 4))
-    groups: Dict[str, List[Dict[str, Any]]] = {}
-    for row in rows:
-        if row["case"] == "skip-rate-sweep":
-            groups.setdefault(f"{row['precision']}, source {row['source']}, beam {row['beam']}", []).append(row)
-    for name, group in sorted(groups.items()):
-        group.sort(key=lambda row: row["flops_ratio"])
-        axes.plot([row["flops_ratio"] for row in group], [1 / row["ratio"] for row in group], marker="o", label=name)
-    axes.plot([0, 1], [0, 1], linestyle=":", color="grey", label="time = FLOPs")
-    axes.set_xlabel("FLOPs relative to the dense path")
-    axes.set_ylabel("time relative to the dense path")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+MEASURES = [
+    *("flops_ratio", "weights_ratio", "time_saved_per_flops_saved", "time_per_kept_weights", "policy_share"),
+    "same_tokens",
+]
 
 
 def main() -> None:
@@ -78,8 +67,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = read(args.folder)
     print(table(rows))
-    if any(row["case"] == "skip-rate-sweep" for row in rows):
-        draw(rows, os.path.join(args.folder, "time_and_flops.png"))
+    if plot.lines_of(rows):
+        plot.save(plot.draw(rows), os.path.join(args.folder, "time_and_flops.png"))
 
 
 if __name__ == "__main__":

@@ -3,27 +3,28 @@
 
 Both go through fairseq's task, criterion and Adam on the same batch. The policy is set to skip at the paper's rates
 almost surely, as a trained one does, and goes on learning; nothing else differs from a real update. The dense peer is
-fairseq's ``bart_*`` with label-smoothed cross-entropy.
+fairseq's ``bart_*`` with label-smoothed cross-entropy. Each has a process of its own; they take turns.
 
     python benchmarks/training_step.py --size base --batch-size 4
 """
 
 import argparse
-import json
 import resource
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List
 
 import measure
 import torch
+import turns
+import worker
 from fairseq.data.language_pair_dataset import collate
 from fairseq.optim.adam import FairseqAdam
 
 from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslationConfig, SwitchableTranslationTask
 
 CONFIDENCE = 4.0  # logit of a decision that is almost sure
+UPDATES = 4  # a turn; the constraint is measured every 1, 2 or 4 updates
+KINDS = ("dense", "ours")
 
 
 def build_update(kind: str, args: argparse.Namespace) -> Callable[[], None]:
@@ -63,7 +64,7 @@ def build_optimizer(model: torch.nn.Module) -> FairseqAdam:
     return FairseqAdam(argparse.Namespace(**settings), [one for one in model.parameters() if one.requires_grad])
 
 
-def decide_at_paper_rates(model: torch.nn.Module) -> None:
+def decide_at_paper_rates(model: Any) -> None:
     """Sets the policy's last biases so that its mode, and nearly every sample, skips at the paper's rates."""
     decisions = measure.decisions_at(model.space, 1, **measure.PAPER_RATES)
     keep = model.space.to_keep(decisions)[0]  # [num_switches]
@@ -94,32 +95,56 @@ def build_batch(dictionary: Any, args: argparse.Namespace) -> Dict[str, Any]:
     return sample
 
 
-def peak_memory(kind: str, arguments: List[str]) -> float:
-    """Peak memory of some updates in a process of their own, in GB."""
-    command = [sys.executable, __file__, "--memory-of", kind, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, universal_newlines=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["peak_gb"])
+class Training:
+    """Updates of one kind in a worker of their own.
+
+    Args:
+        request: ``kind`` = ``dense`` or ``ours``, and the command line.
+    """
+
+    def __init__(self, request: Dict[str, Any]):
+        self.args = argparse.Namespace(**request)
+        torch.set_num_threads(self.args.threads)
+        self.update = build_update(self.args.kind, self.args)
+        self.facts: Dict[str, Any] = {}
+
+    def prepare(self, _: Dict[str, Any]) -> Dict[str, Any]:
+        """Nothing to do: the batch is there."""
+        return {}
+
+    def warm_up(self) -> None:
+        """One update, which also makes Adam's state."""
+        self.update()
+        measure.synchronize()
+
+    def run(self) -> None:
+        """As many updates as the constraint's longest period, so that turns are alike."""
+        for _ in range(UPDATES):
+            self.update()
+        measure.synchronize()
+
+    def result(self, _: Any) -> Dict[str, float]:
+        """Peak memory of the updates so far, in GB."""
+        if self.args.device == "cuda":
+            return {"peak_gb": round(torch.cuda.max_memory_allocated() / 2**30, 4)}
+        whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # loading included, where that is all we get
+        return {"peak_gb": worker.peak_memory() or round(whole, 4)}
 
 
-def measure_memory(kind: str, args: argparse.Namespace) -> None:
-    """Prints the peak memory of this process after some updates."""
-    update = build_update(kind, args)
-    for _ in range(4):  # two of them measure the constraint
-        update()
-    if args.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        peak = peak_resident_memory()
-    print(json.dumps({"peak_gb": round(peak, 4)}))
+BUILDERS = {"training": Training}
 
 
-def peak_resident_memory() -> float:
-    """This process's own peak in GB; getrusage's would be at least that of the process that started this one."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def take_turns(args: argparse.Namespace) -> Dict[str, List[Dict[str, Any]]]:
+    """Lets ``dense`` and ``ours`` take turns; both or nothing."""
+    with turns.Workers() as workers:
+        for kind in KINDS:
+            workers.start(kind)
+            if workers.ask(kind, "build", software="training", kind=kind, **vars(args)) is not None:
+                workers.ask(kind, "prepare")
+        answers = workers.take_turns(args.rounds) if len(workers.running) == len(KINDS) else {}
+    if len(answers) < len(KINDS):
+        raise SystemExit("there is nothing to compare")
+    return answers
 
 
 def main() -> None:
@@ -133,26 +158,17 @@ def main() -> None:
         "--constraint-interval", type=int, choices=(1, 2, 4), default=2, help="--sd-constraint-interval"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--memory-of", choices=("dense", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.memory_of:
-        measure_memory(args.memory_of, args)
-        return
+    torch.set_num_threads(args.threads)  # for the record: this process computes nothing
+    turns.end_workers_on_termination()
+    answers = take_turns(args)
     shape = {"size": args.size, "batch": args.batch_size, "source": args.source_length, "target": args.target_length}
-    shape["constraint_interval"] = args.constraint_interval
-    # The constraint is measured every few updates: a turn is as many updates as its period, so that turns are alike.
-    updates = {kind: build_update(kind, args) for kind in ("dense", "ours")}
-    turns = {kind: (lambda update=update: [update() for _ in range(4)]) for kind, update in updates.items()}
-    seconds = measure.take_turns(turns, args.rounds, updates)
-    per_update = {kind: [value / 4 for value in values] for kind, values in seconds.items()}
-    rows = [measure.row("training-step-time", per_update["ours"], "fairseq bart", per_update["dense"], **shape)]
-    measure.write(args.output, rows)
-    del updates, turns
-    passed = sys.argv[1:]
-    gigabytes = {kind: [peak_memory(kind, passed)] for kind in ("dense", "ours")}
-    row = measure.row("training-step-memory", gigabytes["ours"], "fairseq bart", gigabytes["dense"], **shape)
-    rows.append({**row, "unit": "GB", "ours_gb": gigabytes["ours"][0], "peer_gb": gigabytes["dense"][0]})
+    shape.update(constraint_interval=args.constraint_interval, idle_cpu_share=turns.idle_share(answers))
+    ours, dense = ([one / UPDATES for one in turns.seconds_of(answers[kind])] for kind in ("ours", "dense"))
+    rows = [measure.row("training-step-time", ours, "fairseq bart", dense, **shape)]
+    ours, dense = ([max(one["result"]["peak_gb"] for one in answers[kind])] for kind in ("ours", "dense"))
+    row = measure.row("training-step-memory", ours, "fairseq bart", dense, **shape)
+    rows.append({**row, "unit": "GB", "ours_gb": ours[0], "peer_gb": dense[0]})
     measure.write(args.output, rows)
 
 
