@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--source-length", type=int, default=512)
     parser.add_argument("--target-length", type=int, default=64)
     parser.add_argument(
-        "--constraint-interval", type=int, choices=(1, 2, 4), default=2, help="--sd-constraint-interval"
+        "--constraint-interval", type=int, choices=(1, 2, 4), default=4, help="--sd-constraint-interval"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -86,7 +86,6 @@ def test_the_plain_name_works_from_any_folder_once_installed(pipeline, tmp_path)
 
 
 BENCHMARKS = {
-    "generation.py": ["--source-lengths", "20", "--target-length", "6", "--peers", "none"],
     "saving.py": ["--source-length", "20", "--mixed-source-length", "20"],
     "training_step.py": ["--source-length", "20", "--target-length", "6", "--batch-size", "2"],
 }

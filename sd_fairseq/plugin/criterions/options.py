@@ -38,7 +38,7 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_constraint_temperature: float = option(
         0.5, "temperature of the policy that the constraint is measured on; 0 = its mode path"
     )
-    sd_constraint_interval: int = option(2, "updates between two measurements of the constraint")
+    sd_constraint_interval: int = option(4, "updates between two measurements of the constraint")
     sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
     sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
         "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
