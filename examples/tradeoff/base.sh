@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The dense base that every row starts from: a warm start (document -> its first pieces), then document -> summary, both
+# by plain fairseq. Run it again to go on after an interruption; what is finished is not trained again.
+#
+# Usage: base.sh DATA OUT
+#   DATA  made by examples/quickstart/prepare.py     OUT/base/checkpoint_{best,last}.pt  the base
+# Environment: DIM, FFN, LAYERS (of each stack), HEADS, WARM_UPDATES, BASE_UPDATES, MAX_TOKENS, SOURCE_TOKENS (longer
+#   documents are cut), SEED, THREADS, DEVICE_OPTIONS (--cpu; "--fp16" on a GPU), PYTHON
+set -euo pipefail
+
+if [[ $# -ne 2 ]]; then
+  echo "usage: base.sh DATA OUT" >&2
+  exit 2
+fi
+data=$1 out=$2
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+dim=${DIM:-128} ffn=${FFN:-512} layers=${LAYERS:-6} heads=${HEADS:-4}
+warm_updates=${WARM_UPDATES:-600} base_updates=${BASE_UPDATES:-4000}
+read -ra device <<<"${DEVICE_OPTIONS---cpu}"
+for folder in data-bin lead-bin; do
+  if [[ ! -d $data/$folder ]]; then
+    echo "base.sh: error: $data holds no $folder; make it with examples/quickstart/prepare.py" >&2
+    exit 1
+  fi
+done
+mkdir -p "$out"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
+export OMP_NUM_THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
+
+train() { # NAME UPDATES DATA then fairseq-train's options; OUT/NAME/finished says for how many updates it was trained
+  local name=$1 updates=$2 source=$3 signature
+  shift 3
+  signature="$updates updates, $layers+$layers layers, C $dim, F $ffn"
+  if [[ -f $out/$name/finished ]]; then
+    if [[ $(<"$out/$name/finished") == "$signature" ]]; then
+      echo "$name: finished before"
+      return
+    fi
+    echo "base.sh: error: $out/$name was trained otherwise ($(<"$out/$name/finished")); give another OUT" >&2
+    exit 1
+  fi
+  mkdir -p "$out/$name"
+  "${PYTHON:-python3}" -m fairseq_cli.train "$source" --user-dir "$root/sd_fairseq" --task switchable_translation \
+    -s source -t target --max-source-positions "${SOURCE_TOKENS:-256}" --max-target-positions 64 --truncate-source \
+    --encoder-layers "$layers" --decoder-layers "$layers" --encoder-embed-dim "$dim" --decoder-embed-dim "$dim" \
+    --encoder-ffn-embed-dim "$ffn" --decoder-ffn-embed-dim "$ffn" \
+    --encoder-attention-heads "$heads" --decoder-attention-heads "$heads" --dropout 0.1 --share-all-embeddings \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 \
+    --max-tokens "${MAX_TOKENS:-3072}" --required-batch-size-multiple 1 --seed "${SEED:-1}" --num-workers 0 \
+    "${device[@]}" --log-format json --log-interval 50 --no-epoch-checkpoints \
+    --save-interval-updates 500 --keep-interval-updates 1 --validate-interval-updates 500 \
+    --save-dir "$out/$name" --max-update "$updates" "$@" 2>&1 |
+    tee -a "$out/$name/train.log" |
+    { grep --line-buffered -E '\| (train_inner|valid) \||error' || true; }
+  echo "$signature" >"$out/$name/finished"
+}
+
+# BART's own initialisation (standard deviation 0.02) is made for 1024 dimensions; fairseq's transformer is the same
+# network with these options, initialised by its dimensions.
+train warm "$warm_updates" "$data/lead-bin" --arch transformer --activation-fn gelu \
+  --encoder-learned-pos --decoder-learned-pos --layernorm-embedding --no-scale-embedding \
+  --share-decoder-input-output-embed --lr 1.5e-3 --lr-scheduler inverse_sqrt --warmup-updates 150
+
+# --finetune-from-model gives the start once and leaves a checkpoint of the base's own alone, so that it resumes
+train base "$base_updates" "$data/data-bin" --arch bart_base --finetune-from-model "$out/warm/checkpoint_last.pt" \
+  --lr 1.2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$base_updates"
+echo "base: $out/base/checkpoint_best.pt (lowest loss on valid), $out/base/checkpoint_last.pt"

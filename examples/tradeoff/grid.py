@@ -1,0 +1,231 @@
+"""The grid: makes rows from one base, and remembers what is made.
+
+Each row and seed has a folder of weights, logs, texts and traces; each step there is done once.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from typing import Any, Dict, List, Optional, Sequence
+
+from recipe import RecipeError, Row, Settings, generate_command, render, train_command
+from steps import StepError, find_difference, locked, read_json, run_command, say, write_json
+
+from sd_fairseq.decision.trace import read_trace
+from sd_fairseq.evaluation import learning_results
+from sd_fairseq.evaluation.report import read_system
+from sd_fairseq.evaluation.skip_report import summarise_trace
+from sd_fairseq.evaluation.understanding_table import find_versions
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TUNED_ON = "valid"  # where {keep} and {static-path} are found: nothing is chosen on what is reported
+
+
+class Grid:
+    """Makes rows.
+
+    Args:
+        options: the command line.
+        rows: of rows.tsv.
+        settings: of all rows.
+        inputs: hashes of base and data.
+    """
+
+    def __init__(self, options: argparse.Namespace, rows: Dict[str, Row], settings: Settings, inputs: Dict[str, str]):
+        self.options, self.rows, self.settings, self.inputs = options, rows, settings, inputs
+        self.places = {name: os.path.abspath(getattr(options, name.lower())) for name in ("DATA", "BASE", "OUT")}
+        self.commands: Dict[str, str] = {}  # what it makes -> command, of the row in hand
+        self.failed: Dict[str, str] = {}  # command -> why, so that what many rows need fails once
+
+    def describe(self, row: Row) -> Dict[str, Any]:
+        """Says what a row's weights depend on beside the seed, so that others are not taken for finished ones."""
+        settings = self.settings
+        return {
+            "updates": settings.updates,
+            "max_tokens": settings.max_tokens,
+            "training_options": list(settings.training),
+            "policy_options": list(settings.policy) if row.has_policy else [],
+            "row_options": [*row.model, *row.criterion],
+            "weights": row.weights,
+            **self.inputs,
+        }
+
+    def result_path(self, row: str, seed: int) -> str:
+        """Where a row's result stands."""
+        return os.path.join(self.options.results, "{}-{}.json".format(row, seed))
+
+    def is_finished(self, row: str, seed: int) -> bool:
+        """Tells whether a row's result is there; a failure is tried again.
+
+        Raises:
+            RecipeError: it was made with other settings.
+        """
+        path = self.result_path(row, seed)
+        if not os.path.exists(path):
+            return False
+        result = learning_results.read_result(path)
+        if "failed" in result:
+            return False
+        wanted = {**self.describe(self.rows[row]), "subset": self.options.subset}
+        difference = find_difference(result.get("settings"), wanted)
+        if difference:
+            raise RecipeError("{}: made with {}; remove it or give another --results".format(path, difference))
+        return True
+
+    def folder(self, row: str, seed: int) -> str:
+        """Folder of a row's weights, logs and texts."""
+        return os.path.join(self.places["OUT"], "{}-{}".format(row, seed))
+
+    def resolve(self, text: str) -> str:
+        """Replaces $DATA, $BASE and $OUT at the start of a word."""
+        for name, path in self.places.items():
+            if text == "$" + name or text.startswith("$" + name + "/"):
+                return path + text[len(name) + 1 :]
+        return text
+
+    def hide(self, text: str) -> str:
+        """Takes this machine's folders out of a message."""
+        for name, path in sorted(self.places.items(), key=lambda one: -len(one[1])):
+            text = text.replace(path, "$" + name)
+        return text.replace(ROOT + os.sep, "").replace(os.path.expanduser("~") + os.sep, "~/")
+
+    def run(self, command: Sequence[str], log: str, output: Optional[str] = None, updates: int = 0) -> None:
+        """Runs a command; see :func:`steps.run_command`.
+
+        Raises:
+            StepError: it failed, now or before for another row.
+        """
+        key = " ".join(command)
+        if key in self.failed:
+            raise StepError(self.failed[key])
+        words = [sys.executable, *map(self.resolve, command[1:])]
+        environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore"}
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.options.threads)
+        try:
+            run_command(words, log, output, updates, cwd=ROOT, env=environment)
+        except StepError as error:
+            place = self.hide(os.path.splitext(log)[0])
+            self.failed[key] = self.hide("{}: {}".format(place, error))
+            raise StepError(self.failed[key]) from error
+
+    def train(self, name: str, seed: int) -> None:
+        """Trains a row.
+
+        Raises:
+            RecipeError: its folder holds a training with other settings.
+            StepError: it failed.
+        """
+        row, folder = self.rows[name], self.folder(name, seed)
+        command = train_command(row, seed, self.settings, self.find_values(row, seed))
+        self.commands[folder] = render(command)
+        with locked(folder):
+            stamp, done = os.path.join(folder, "settings.json"), os.path.join(folder, "trained")
+            made = read_json(stamp)
+            begun = glob.glob(os.path.join(glob.escape(folder), "checkpoint*.pt"))
+            difference = find_difference(made, self.describe(row)) if begun else None
+            if difference:
+                raise RecipeError("{}: trained with {}; remove it or give another --out".format(folder, difference))
+            if os.path.exists(done):
+                return
+            write_json(stamp, self.describe(row))
+            say("{}, seed {}: training, {} updates".format(name, seed, self.settings.updates))
+            self.run(command, os.path.join(folder, "train.log"), updates=self.settings.updates)
+            for old in glob.glob(os.path.join(glob.escape(folder), "checkpoint_*_*.pt")):
+                os.remove(old)  # only needed to go on after an interruption
+            write_json(done, True)
+
+    def generate(self, name: str, seed: int, subset: str) -> None:
+        """Generates a split with a row."""
+        row, folder = self.rows[name], self.folder(name, seed)
+        self.train(row.weights or name, seed)
+        command, output = generate_command(row, seed, subset, self.settings, self.find_values(row, seed))
+        place = self.resolve(output)
+        self.commands[place] = render(command, output)
+        with locked(folder):
+            if not os.path.exists(place):
+                say("{}, seed {}: generating {}".format(name, seed, subset))
+                self.run(command, os.path.join(folder, subset + ".log"), place)
+
+    def find_values(self, row: Row, seed: int) -> Dict[str, str]:
+        """Finds what the row's {placeholders} stand for."""
+        values = {"seed": str(seed)}
+        if row.needs("keep"):
+            values["keep"] = self.match_random(seed)
+        if row.needs("static-path"):
+            values["static-path"] = self.search_path(seed)
+        return values
+
+    def match_random(self, seed: int) -> str:
+        """Returns the keep-probability at which random decisions cost what row default's do on valid."""
+        self.generate("default", seed, TUNED_ON)
+        folder = "$OUT/default-{}".format(seed)
+        command = ["python", "-m", "sd_fairseq.plugin.match_random", "$DATA", "--path", folder + "/checkpoint_last.pt"]
+        command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON)]
+        output = self.resolve(folder + "/keep.txt")
+        self.commands[output] = render(command, folder + "/keep.txt")
+        with locked(self.folder("default", seed)):
+            if not os.path.exists(output):
+                self.run(command, self.resolve(folder + "/keep.log"), output)
+            with open(output, encoding="utf-8") as text:
+                return text.read().split()[-1]
+
+    def search_path(self, seed: int) -> str:
+        """Returns the static path on the frontier of a search on valid whose FLOPs are nearest to row default's."""
+        self.generate("default", seed, TUNED_ON)
+        folder = "$OUT/default-{}".format(seed)
+        trace = self.resolve("{}/{}.trace.jsonl".format(folder, TUNED_ON))
+        flops = summarise_trace(read_trace(trace)).flops_generation
+        output = folder + "/static.json"
+        command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", folder + "/checkpoint_last.pt"]
+        command += ["--gen-subset", TUNED_ON, "--lowest", "{:.3f}".format(max(0.0, flops - 0.02)), "--output", output]
+        command += [] if "--cpu" in self.settings.device else ["--cuda"]
+        self.commands[output] = render(command)
+        with locked(self.folder("default", seed)):
+            if not os.path.exists(self.resolve(output)):
+                say("default, seed {}: searching the best static path".format(seed))
+                self.run(command, self.resolve(folder + "/static.log"))
+            frontier: List[Dict[str, Any]] = read_json(self.resolve(output))["static_frontier"]
+        nearest = min(frontier, key=lambda point: abs(point["flops_generation"] - flops))
+        return ",".join("{}={}".format(site, value) for site, value in nearest["path"].items())
+
+    def make(self, name: str, seed: int) -> Dict[str, Any]:
+        """Makes a row's result.
+
+        Raises:
+            StepError, ValueError, OSError: a step failed.
+        """
+        subset, systems = self.options.subset, {}
+        for one in dict.fromkeys(("dense", name)):
+            self.generate(one, seed, subset)
+            place = os.path.join(self.folder(one, seed), subset)
+            systems[one] = read_system(one, place + ".txt", place + ".trace.jsonl")
+        result = learning_results.measure(name, seed, systems[name], systems["dense"], self.options.data_name)
+        log = []
+        if not self.rows[name].weights:
+            log = learning_results.read_training_log(os.path.join(self.folder(name, seed), "train.log"))
+        result["updates"] = self.settings.updates
+        result["updates_to_converge"] = learning_results.updates_to_converge(log)
+        result["violation_last"] = learning_results.violation_last(log)
+        return result
+
+    def finish(self, name: str, seed: int) -> bool:
+        """Makes and writes a row's result, or the record of its failure; tells whether it succeeded."""
+        if self.is_finished(name, seed):
+            say("{}, seed {}: finished before".format(name, seed))
+            return True
+        self.commands = {}
+        try:
+            result = self.make(name, seed)
+            say("{row}, seed {seed}: ROUGE-L {rougeL:.2f}, FLOPs {flops_generation:.3f}".format(**result))
+        except RecipeError:
+            raise
+        except (StepError, ValueError, OSError) as error:
+            message = self.hide((str(error) or type(error).__name__).splitlines()[0])
+            result = {"row": name, "seed": seed, "failed": message}
+            say("{}, seed {}: FAILED: {}".format(name, seed, message))
+        result["settings"] = {**self.describe(self.rows[name]), "subset": self.options.subset}
+        result["command"] = list(self.commands.values())
+        result["versions"] = find_versions()
+        learning_results.write_result(self.result_path(name, seed), result)
+        return "failed" not in result

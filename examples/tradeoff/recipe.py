@@ -1,0 +1,212 @@
+"""The rows of the grid and the commands that make them; everything that all rows share is said here once.
+
+Commands are written with $DATA, $BASE and $OUT in place of folders, which is also how results record them.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+from sd_fairseq.evaluation.learning_results import row_order
+
+# Every row, dense too: the same data order, updates, optimizer and search.
+TRAINING = (
+    *("--dropout", "0.1", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
+    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "5e-4", "--lr-scheduler", "polynomial_decay"),
+    *("--warmup-updates", "20", "--required-batch-size-multiple", "1", "--num-workers", "0", "--disable-validation"),
+    *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
+    *("--log-format", "json", "--log-interval", "10"),
+)
+# Every row with decisions.
+POLICY = (
+    *("--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion"),
+    *("--sd-initial-keep", "0.9", "--sd-policy-lr", "2e-4"),
+)
+FROZEN_FROM = 2 / 5  # of the updates: the backbone then trains on the deployed path
+SEARCH = (
+    *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),
+    *("--post-process", "sentencepiece", "--scoring", "sd_rouge"),
+)
+SIZES = (
+    *("encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim"),
+    *("encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_attention_heads", "decoder_attention_heads"),
+)
+TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
+PLACEHOLDERS = ("keep", "seed", "static-path")
+
+
+class RecipeError(ValueError):
+    """Something about rows or options that their owner can mend; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of rows.tsv.
+
+    Args:
+        name: see :data:`sd_fairseq.evaluation.learning_results.FAMILIES`.
+        model: options of the model; may hold {keep}, {seed} and {static-path}.
+        criterion: options of the criterion, after the common ones.
+        weights: row whose weights are deployed, or "" for a row that is trained.
+    """
+
+    name: str
+    model: Tuple[str, ...]
+    criterion: Tuple[str, ...]
+    weights: str
+
+    @property
+    def has_policy(self) -> bool:
+        """False for a row that names a criterion of fairseq's own."""
+        return "--criterion" not in self.criterion
+
+    def needs(self, placeholder: str) -> bool:
+        """Tells whether an option holds {placeholder}."""
+        return any("{" + placeholder + "}" in option for option in self.model + self.criterion)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller chose for all rows.
+
+    Args:
+        updates: of every row's training.
+        max_tokens: source tokens of an update.
+        training, policy: more options of every row, and of the rows with decisions.
+        device: options that place the work, of training and generation.
+        size: dimensions of the base, as options.
+        length: limits of its positions, as options.
+    """
+
+    updates: int
+    max_tokens: int
+    training: Tuple[str, ...]
+    policy: Tuple[str, ...]
+    device: Tuple[str, ...]
+    size: Tuple[str, ...]
+    length: Tuple[str, ...]
+
+
+def read_rows(path: str) -> Dict[str, Row]:
+    """Reads rows.tsv.
+
+    Raises:
+        RecipeError: a line that is no row, an unknown or repeated name, or weights of no trained row above it.
+    """
+    rows: Dict[str, Row] = {}
+    try:
+        with open(path, encoding="utf-8") as text:
+            lines = text.read().splitlines()
+    except OSError as error:
+        raise RecipeError("{}: {}".format(path, error.strerror)) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                row = parse_row(line)
+                if row.name in rows:
+                    raise ValueError("row {!r} stands twice".format(row.name))
+                if row.weights and (row.weights not in rows or rows[row.weights].weights):
+                    raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
+            except ValueError as error:
+                raise RecipeError("{}:{}: {}".format(path, number, error)) from error
+            rows[row.name] = row
+    for name in ("dense", "default"):  # what the others are compared and matched with
+        if name not in rows:
+            raise RecipeError("{}: no row {!r}".format(path, name))
+    return rows
+
+
+def parse_row(line: str) -> Row:
+    """Splits a line at its tabs.
+
+    Raises:
+        ValueError: too many columns, an unknown name or placeholder, or quotes that do not close.
+    """
+    columns = [column.strip() for column in line.split("\t")]
+    if len(columns) > 4:
+        raise ValueError("{} columns, expected name, model options, criterion options, weights".format(len(columns)))
+    name, model, criterion, weights = columns + [""] * (4 - len(columns))
+    row_order(name)
+    for found in re.findall(r"{([^}]*)}", model + criterion):
+        if found not in PLACEHOLDERS:
+            raise ValueError("{{{}}} is none of {}".format(found, ", ".join("{%s}" % one for one in PLACEHOLDERS)))
+    return Row(name, tuple(shlex.split(model)), tuple(shlex.split(criterion)), weights)
+
+
+def size_options(model: Any, task: Any) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+    """Returns the options that rebuild the base: dimensions, and limits of its positions.
+
+    Args:
+        model, task: configurations in its checkpoint; namespaces or mappings.
+    """
+
+    def flags(names: Sequence[str], holder: Any) -> List[str]:
+        values = holder if isinstance(holder, Mapping) else vars(holder)
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise RecipeError("the base checkpoint does not tell its {}".format(missing[0]))
+        return [part for name in names for part in ("--" + name.replace("_", "-"), str(values[name]))]
+
+    size = flags(SIZES, model) + ["--share-all-embeddings"]
+    return tuple(size), (*flags(("max_source_positions", "max_target_positions"), task), "--truncate-source")
+
+
+def fill(options: Sequence[str], values: Dict[str, str]) -> List[str]:
+    """Puts values in the place of {names}."""
+    filled = list(options)
+    for name, value in values.items():
+        filled = [option.replace("{" + name + "}", value) for option in filled]
+    return filled
+
+
+def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str]) -> List[str]:
+    """Returns the training of a row, which goes on where an interrupted one stopped."""
+    command = ["python", "-m", "fairseq_cli.train", "$DATA", *TASK, *settings.length, *settings.size, *TRAINING]
+    command += ["--total-num-update", str(settings.updates), "--max-update", str(settings.updates)]
+    command += ["--max-tokens", str(settings.max_tokens), "--seed", str(seed), *settings.device, *settings.training]
+    if row.has_policy:
+        command += [*POLICY, "--sd-policy-freeze-update", str(max(1, int(settings.updates * FROZEN_FROM)))]
+        command += ["--sd-sampling-seed", str(seed), *settings.policy]
+    command += [*fill(row.model, values), *fill(row.criterion, values)]
+    return [*command, "--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
+
+
+def generate_command(
+    row: Row, seed: int, subset: str, settings: Settings, values: Dict[str, str]
+) -> Tuple[List[str], str]:
+    """Returns the generation of a row's trace, and the file for its standard output."""
+    place = "$OUT/{}-{}/{}".format(row.name, seed, subset)
+    checkpoint = "$OUT/{}-{}/checkpoint_last.pt".format(row.weights or row.name, seed)
+    command = ["python", "-m", "fairseq_cli.generate", "$DATA", *TASK, *settings.length, *settings.device]
+    command += ["--path", checkpoint, "--gen-subset", subset, *SEARCH, "--sd-trace", place + ".trace.jsonl"]
+    if row.weights:
+        command += ["--model-overrides", repr(overrides(fill(row.model, values)))]
+    return command, place + ".txt"
+
+
+def overrides(options: Sequence[str]) -> Dict[str, Any]:
+    """Turns ``--name value`` options into what fairseq's ``--model-overrides`` takes.
+
+    Raises:
+        RecipeError: an option without a value.
+    """
+    if len(options) % 2 or any(not name.startswith("--") for name in options[::2]):
+        raise RecipeError("{} cannot be deployed: expected pairs of --name and value".format(" ".join(options)))
+    return {name[2:].replace("-", "_"): number(value) for name, value in zip(options[::2], options[1::2])}
+
+
+def number(text: str) -> Any:
+    """Returns an int or a float where the text is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def render(command: Sequence[str], output: str = "") -> str:
+    """Returns a command as a shell takes it; $DATA, $BASE and $OUT stay variables."""
+    words = [word if re.fullmatch(r"\$[A-Z]+[\w./-]*", word) else shlex.quote(word) for word in command]
+    return " ".join(words + ([">", output] if output else []))

@@ -1,0 +1,63 @@
+"""The picture of the trade-off grid: ROUGE-L against FLOPs of generation, a marker a family of rows."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+from sd_fairseq.evaluation.learning_results import FAMILIES, split_row
+from sd_fairseq.evaluation.plots import load_pyplot
+from sd_fairseq.evaluation.understanding_table import mean
+
+MARKERS = "sovX^DP*<>phd8H1234+"
+Runs = Sequence[Dict[str, Any]]
+
+
+def draw_grid(rows: Dict[str, Runs], path: str) -> None:
+    """Draws every row: its mean large, its seeds small; rows that differ by a number are joined.
+
+    Args:
+        rows: name -> results of its seeds, at least one each, in the order of the table.
+        path: PNG to write, whatever its ending.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    plt = load_pyplot()
+    figure, axes = plt.subplots(figsize=(8.6, 5.2))
+    colors = plt.get_cmap("tab20")
+    if "dense" in rows:
+        low, high = (mean([run["rougeL_interval"][end] for run in rows["dense"]]) for end in (0, 1))
+        axes.axhspan(low, high, color="#d9d9d9", alpha=0.5, linewidth=0, label="dense, 95 % interval")
+        axes.axhline(mean([run["rougeL"] for run in rows["dense"]]), color="#7f7f7f", linestyle="--", linewidth=1)
+    for family, members in group_families(rows).items():
+        index = FAMILIES.index(family)
+        look = {"marker": MARKERS[index % len(MARKERS)], "color": colors(index % 20)}
+        runs = [run for name in members for run in rows[name]]
+        axes.plot(*_points(runs), linestyle="none", markersize=3.5, alpha=0.55, **look)
+        means = [[mean(values) for values in _points(rows[name])] for name in members]
+        label = family if len(members) == 1 and members[0] == family else f"{family} ({_numbers(members)})"
+        line = "-" if len(members) > 1 else "none"
+        axes.plot(*zip(*means), linestyle=line, linewidth=0.8, markersize=9, label=label, **look)
+    axes.set_xlabel("FLOPs of generation, relative to the dense path")
+    axes.set_ylabel("ROUGE-L F, 0-100")
+    axes.set_title("Quality against FLOPs: means (large) and seeds (small)", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, dpi=150, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
+def group_families(rows: Dict[str, Runs]) -> Dict[str, List[str]]:
+    """Groups the names of rows by family, in their order."""
+    families: Dict[str, List[str]] = {}
+    for name in rows:
+        families.setdefault(split_row(name)[0], []).append(name)
+    return families
+
+
+def _points(runs: Runs) -> Tuple[List[float], List[float]]:
+    return [run["flops_generation"] for run in runs], [run["rougeL"] for run in runs]
+
+
+def _numbers(members: Sequence[str]) -> str:
+    return ", ".join(f"{number:g}" for _, number in map(split_row, members) if number is not None)

@@ -1,0 +1,167 @@
+"""The trade-off grid as tables and one picture, from the JSON files of its rows.
+
+    python -m sd_fairseq.evaluation.learning_table results/learning --plot tradeoff.png
+
+Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs) and 10 (skip rates).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from tabulate import tabulate
+
+from sd_fairseq.evaluation.learning_plots import draw_grid
+from sd_fairseq.evaluation.learning_results import METRICS, ResultError, read_results
+from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
+
+SAME_FOR_ALL = ("subset", "updates", "max_tokens", "data")
+SAME_FOR_A_SEED = ("base",)
+HEADER = (
+    *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)", "seconds"),
+    *("distinct paths", "updates to converge", "violation"),
+)
+
+
+@dataclass
+class GridRow:
+    """All seeds of a row.
+
+    Args:
+        runs: its results, by seed.
+        failures: seed -> what went wrong.
+    """
+
+    runs: List[Dict[str, Any]] = field(default_factory=list)
+    failures: Dict[int, str] = field(default_factory=dict)
+
+    def values(self, name: str) -> List[float]:
+        """One figure of every run that has it."""
+        return [float(run[name]) for run in self.runs if run[name] is not None]
+
+
+def collect(results: Sequence[Dict[str, Any]]) -> Dict[str, GridRow]:
+    """Groups results by row; seeds ascend.
+
+    Args:
+        results: as :func:`~sd_fairseq.evaluation.learning_results.read_results` returns them.
+    """
+    rows: Dict[str, GridRow] = {}
+    for result in results:
+        row = rows.setdefault(result["row"], GridRow())
+        if "failed" in result:
+            row.failures[result["seed"]] = result["failed"]
+        else:
+            row.runs.append(result)
+    return rows
+
+
+def check_comparable(results: Sequence[Dict[str, Any]]) -> None:
+    """Refuses results that were not made alike: other data or updates, or another base for the same seed.
+
+    Raises:
+        ResultError: naming two rows and what differs.
+    """
+    first: Dict[Any, Any] = {}
+    for result in results:
+        settings = result.get("settings", {})
+        place = f"row {result['row']}, seed {result['seed']}"
+        checked = {name: (settings.get(name), None) for name in SAME_FOR_ALL}
+        checked.update({name: (settings.get(name), result["seed"]) for name in SAME_FOR_A_SEED})
+        if "failed" not in result:
+            checked["examples"] = (result["examples"], None)
+        for name, (value, group) in checked.items():
+            known, known_place = first.setdefault((name, group), (value, place))
+            if known != value:
+                raise ResultError(f"{place} has {name} {value!r}, {known_place} has {known!r}: they do not compare")
+
+
+def render_grid(rows: Dict[str, GridRow]) -> str:
+    """Renders quality and cost, Markdown: means over the seeds with smallest and largest value, failures below."""
+    lines = [[name, *_cells(row)] for name, row in rows.items()]
+    table = tabulate(lines, HEADER, tablefmt="github", disable_numparse=True)
+    failures = [f"- {name}, seed {seed}: {why}" for name, row in rows.items() for seed, why in row.failures.items()]
+    return "\n".join([table] + (["", "Failed:", "", *failures] if failures else []))
+
+
+def _cells(row: GridRow) -> List[str]:
+    seeds = [", ".join(str(run["seed"]) for run in row.runs)] if row.runs else []
+    seeds += ["failed: " + ", ".join(map(str, row.failures))] if row.failures else []
+    cells = ["; ".join(seeds)]
+    if not row.runs:
+        return cells + ["-"] * (len(HEADER) - 2)
+    cells += [show_range(row.values(metric)) for metric in METRICS]
+    dense = row.runs[0]["row"] == "dense"
+    losses = sum(run["significant_loss"] for run in row.runs)
+    differences = [run["rougeL_minus_dense"]["difference"] for run in row.runs]
+    cells += ["", ""] if dense else [f"{mean(differences):+.2f}", f"{losses} of {len(row.runs)}"]
+    shown: Dict[str, Callable[[float], str]] = {
+        "flops_generation": "{:.3f}".format,
+        "flops_paper": "{:.3f}".format,
+        "seconds": "{:.1f}".format,
+        "distinct_paths": "{:.0f}".format,
+        "updates_to_converge": "{:.0f}".format,
+        "violation_last": "{:+.3f}".format,
+    }
+    for name, show in shown.items():
+        values = row.values(name)
+        cells.append(show(mean(values)) if values else "-")
+    return cells
+
+
+def render_skip_rates(rows: Dict[str, GridRow]) -> str:
+    """Renders Table 10's figures: percent skipped a site, means over the seeds, Markdown; '-' = not switchable."""
+    lines = []
+    for name, row in rows.items():
+        if row.runs and name != "dense":
+            cells = [name]
+            for site in SITES:
+                rates = [run["skip_rates"][site] for run in row.runs if site in run["skip_rates"]]
+                cells.append(f"{100 * mean(rates):.1f}" if rates else "-")
+            lines.append(cells)
+    return tabulate(lines, ["% skipped", *SITES.values()], tablefmt="github", disable_numparse=True)
+
+
+def draw(rows: Dict[str, GridRow], path: str) -> None:
+    """Draws the picture beside its place, then renames.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        draw_grid({name: row.runs for name, row in rows.items() if row.runs}, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    summary = str(__doc__).split("\n", 1)[0]
+    parser = argparse.ArgumentParser(prog="python -m sd_fairseq.evaluation.learning_table", description=summary)
+    parser.add_argument("folder", help="folder of results, ROW-SEED.json")
+    parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L against FLOPs of generation, too")
+    options = parser.parse_args(arguments)
+    try:
+        results = read_results(options.folder)
+        check_comparable(results)
+        rows = collect(results)
+        if options.plot:
+            draw(rows, options.plot)
+    except ValueError as error:  # a ResultError, or matplotlib is missing
+        print(f"learning_table: error: {error}", file=sys.stderr)
+        return 1
+    print(render_grid(rows) + "\n\n" + render_skip_rates(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

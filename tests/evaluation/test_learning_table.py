@@ -1,0 +1,263 @@
+"""The grid's results: what is measured, what the tables say of it, and what is refused."""
+
+import json
+import math
+import random
+
+import pytest
+from traces import make_record, make_texts, spoil
+
+from sd_fairseq.evaluation.generation_output import GenerationOutput
+from sd_fairseq.evaluation.learning_results import (
+    ResultError,
+    measure,
+    read_results,
+    read_training_log,
+    row_order,
+    updates_to_converge,
+    violation_last,
+    write_result,
+)
+from sd_fairseq.evaluation.learning_table import main
+from sd_fairseq.evaluation.report import System, texts
+from sd_fairseq.evaluation.rouge import document_scores
+
+RATES = {"encoder_attention": 0.1, "encoder_ffn": 0.2, "decoder_attention": 0.25, "decoder_ffn": 0.5, "token": 0.125}
+SETTINGS = {"subset": "test", "updates": 600, "max_tokens": 3072, "data": "d", "base": "b"}
+
+
+def result(row, seed, rouge=30.0, flops=0.8, **changes):
+    made = {
+        "row": row,
+        "seed": seed,
+        **{metric: rouge for metric in ("rouge1", "rouge2", "rougeL")},
+        **{metric + "_interval": [rouge - 1, rouge + 1] for metric in ("rouge1", "rouge2", "rougeL")},
+        "dense_rougeL": 31.0,
+        "rougeL_minus_dense": {"difference": rouge - 31.0, "low": rouge - 32, "high": rouge - 30, "p": 0.5},
+        "significant_loss": rouge < 30,
+        "flops_generation": flops,
+        "flops_paper": flops - 0.1,
+        "seconds": 2.0,
+        "distinct_paths": 7,
+        "top_path_share": 0.5,
+        "path_entropy": 1.0,
+        "skip_rates": {"token": 0.0} if row == "dense" else RATES,
+        "updates": 600,
+        "updates_to_converge": 100,
+        "violation_last": -0.01,
+        "examples": 1000,
+        "signature": "s",
+        "command": ["python -m ..."],
+        "versions": {"torch": "2"},
+        "settings": SETTINGS,
+    }
+    return {**made, **changes}
+
+
+def failure(row, seed, why="exit code 1: out of memory"):
+    return {"row": row, "seed": seed, "failed": why, "settings": SETTINGS, "command": [], "versions": {}}
+
+
+def write(folder, *results):
+    for number, one in enumerate(results):
+        (folder / f"{number}.json").write_text(one if isinstance(one, str) else json.dumps(one))
+
+
+def tables(output):
+    """row -> {column: cell} of every table of the output, one after the other."""
+    found, header = [], None
+    for line in output.splitlines():
+        if not line.startswith("|"):
+            header = None
+        elif header is None:
+            header = [cell.strip() for cell in line.strip("|").split("|")]
+            found.append({})
+        elif not line.startswith("|-"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found[-1][cells[0]] = dict(zip(header, cells))
+    return found
+
+
+def show(folder, capsys):
+    assert main([str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, capsys):
+    runs = [result("default", 1, 29.5, 0.7), result("default", 2, 30.0, 0.75), result("default", 3, 31.1, 0.8)]
+    runs[0]["updates_to_converge"] = None
+    write(tmp_path, result("dense", 1, 31.0, 1), *runs)
+    grid, skipped = tables(show(tmp_path, capsys))
+    row = grid["default"]
+    assert row["seeds"] == "1, 2, 3" and row["R-L"] == "30.20 (29.50-31.10)" and row["R-L - dense"] == "-0.80"
+    assert row["significant loss"] == "1 of 3" and row["FLOPs"] == "0.750" and row["FLOPs (paper)"] == "0.650"
+    assert row["updates to converge"] == "100" and row["violation"] == "-0.010" and row["distinct paths"] == "7"
+    assert grid["dense"]["R-L"] == "31.00" and grid["dense"]["R-L - dense"] == ""
+    assert list(skipped) == ["default"] and list(skipped["default"].values())[1:] == [
+        "10.0", "20.0", "25.0", "50.0", "12.5",
+    ]  # fmt: skip
+
+
+def test_the_table_is_the_same_in_whatever_order_the_files_come(tmp_path, capsys):
+    names = ["dense", "default", "tolerance-0.02", "tolerance-0.1", "budget-0.5", "budget-0.8", "random-matched"]
+    runs = [result(name, seed, 25.0 + seed) for name in names for seed in (1, 2)] + [failure("static", 1)]
+    shown = []
+    for shuffle in range(3):
+        folder = tmp_path / str(shuffle)
+        folder.mkdir()
+        write(folder, *random.Random(shuffle).sample(runs, len(runs)))
+        shown.append(show(folder, capsys))
+    assert shown[0] == shown[1] == shown[2]
+    assert list(tables(shown[0])[0]) == [*names, "static"]
+
+
+def test_numbers_in_names_sort_as_numbers():
+    assert sorted(["samples-16", "samples-4", "budget-0.8", "budget-0.5", "dense"], key=row_order) == [
+        "dense", "budget-0.5", "budget-0.8", "samples-4", "samples-16",
+    ]  # fmt: skip
+
+
+def test_a_failed_row_stays_in_the_table_with_its_reason(tmp_path, capsys):
+    write(tmp_path, result("dense", 1, 31, 1), result("barrier", 1), failure("barrier", 2), failure("as-printed", 1))
+    output = show(tmp_path, capsys)
+    grid, skipped = tables(output)
+    assert grid["barrier"]["seeds"] == "1; failed: 2" and grid["barrier"]["R-L"] == "30.00"
+    assert grid["as-printed"]["seeds"] == "failed: 1" and grid["as-printed"]["FLOPs"] == "-"
+    assert "- as-printed, seed 1: exit code 1: out of memory" in output
+    assert "- barrier, seed 2: exit code 1: out of memory" in output and list(skipped) == ["barrier"]
+
+
+BROKEN = [
+    ("{", "0.json: cannot be read"),
+    ("3", "0.json: found a JSON int"),
+    ({**result("dense", 1), "row": "sparse"}, "row 'sparse' is none of dense, default"),
+    ({**result("dense", 1), "row": "budget-much"}, "row 'budget-much' is none of"),
+    ({**result("dense", 1), "rougeL": "30"}, "'rougeL' is '30', expected int or float"),
+    ({**result("dense", 1), "rougeL": True}, "'rougeL' is True"),
+    ({**result("dense", 1), "seconds": math.nan}, "'seconds' is nan"),
+    ({**result("dense", 1), "significant_loss": 0}, "'significant_loss' is 0, expected bool"),
+    ({**result("dense", 1), "flops_generation": 0}, "'flops_generation' is 0, expected more than 0"),
+    ({**result("dense", 1), "rougeL_interval": [1.0]}, "expected [low, high]"),
+    ({**result("dense", 1), "rougeL_minus_dense": {"low": 1.0}}, "'rougeL_minus_dense' 'difference' is None"),
+    ({**result("dense", 1), "skip_rates": {"token": "much"}}, "'skip_rates' 'token' is 'much'"),
+    ({k: v for k, v in result("dense", 1).items() if k != "command"}, "no key 'command'"),
+    ({"row": "dense", "failed": "x"}, "no key 'seed'"),
+]
+
+
+@pytest.mark.parametrize("broken, message", BROKEN)
+def test_a_broken_file_is_named_in_one_line_and_no_table_is_printed(tmp_path, capsys, broken, message):
+    write(tmp_path, broken, result("default", 1))
+    assert main([str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize("second", [result("default", 1, 29.0), failure("default", 1)])
+def test_the_same_row_and_seed_twice_is_refused(tmp_path, capsys, second):
+    write(tmp_path, result("default", 1), second)
+    assert main([str(tmp_path)]) == 1
+    assert "1.json: row default, seed 1 is also in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["subset", "updates", "max_tokens", "data", "base"])
+def test_rows_that_were_not_made_alike_are_refused(tmp_path, capsys, name):
+    other = result("default", 1, settings={**SETTINGS, name: "other"})
+    write(tmp_path, result("dense", 1, 31, 1), other)
+    assert main([str(tmp_path)]) == 1
+    assert f"has {name} 'other'" in capsys.readouterr().err
+
+
+def test_another_seed_may_start_from_another_base(tmp_path):
+    write(tmp_path, result("dense", 1), result("dense", 2, settings={**SETTINGS, "base": "other"}))
+    assert main([str(tmp_path)]) == 0
+
+
+def test_a_folder_without_results_is_refused(tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert main([str(folder)]) == 1
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_what_is_written_is_read_back_and_what_is_wrong_is_not_written(tmp_path):
+    write_result(str(tmp_path / "new" / "a.json"), result("default", 1))
+    assert read_results(str(tmp_path / "new")) == [result("default", 1)]
+    with pytest.raises(ResultError):
+        write_result(str(tmp_path / "new" / "b.json"), {"row": "default", "seed": 1})
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_the_picture_is_written_whole_or_not_at_all(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    write(tmp_path, result("dense", 1, 31, 1), result("budget-0.5", 1), result("budget-0.8", 1), failure("static", 1))
+    assert main([str(tmp_path), "--plot", str(tmp_path / "plot.png")]) == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "folder.png").mkdir()
+    assert main([str(tmp_path), "--plot", str(tmp_path / "folder.png")]) == 1
+    assert "folder.png: cannot be written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.part"))
+
+
+def system(name, hypotheses, references, **changes):
+    records = [make_record(identity, **changes) for identity in hypotheses]
+    return System(name, GenerationOutput(hypotheses, references), records)
+
+
+def test_a_row_is_measured_against_dense_on_the_same_examples():
+    references = make_texts(60)
+    dense = system("dense", spoil(references, 0.3), references, flops_generation=1000)
+    for share, worse in ((0.3, False), (0.9, True)):
+        row = system("barrier", spoil(references, share, seed=2), references)
+        made = measure("barrier", 2, row, dense, "texts")
+        scores = [document_scores(*texts(one), count_empty=True)["rougeL"].mean() for one in (row, dense)]
+        assert made["rougeL_minus_dense"]["difference"] == pytest.approx(100 * (scores[0] - scores[1]))
+        assert made["significant_loss"] is worse and made["flops_generation"] == pytest.approx(0.9)
+        assert made["row"] == "barrier" and made["seed"] == 2 and "n:60" in made["signature"]
+    itself = measure("dense", 2, dense, dense, "texts")
+    assert itself["dense_rougeL"] == itself["rougeL"] == made["dense_rougeL"] and not itself["significant_loss"]
+    assert itself["rougeL_minus_dense"]["difference"] == 0
+    with pytest.raises(ValueError, match="differ in 1 examples"):
+        measure("barrier", 2, system("barrier", make_texts(59), make_texts(59)), dense, "texts")
+
+
+def log_lines(*entries):
+    """fairseq's lines with ``--log-format json``, values as strings."""
+    lines = ["2024-01-01 | INFO | fairseq.trainer | begin training epoch 1"]
+    for entry in entries:
+        texts = {key: str(value) for key, value in entry.items()}
+        lines.append("2024-01-01 | INFO | train_inner | " + json.dumps({"epoch": 1, "lr": "5e-4", **texts}))
+    return "\n".join(lines) + "\n"
+
+
+def test_a_log_is_read_by_update_and_a_repeated_update_counts_once(tmp_path):
+    path = tmp_path / "train.log"
+    first = log_lines({"num_updates": 10, "sd_violation": 1}, {"num_updates": 20, "sd_violation": 2})
+    path.write_text(
+        first + '2024 | INFO | train_inner | {"num_upd\n' + log_lines({"num_updates": 20, "sd_violation": 3})
+    )
+    log = read_training_log(str(path))
+    assert [(one["num_updates"], one["sd_violation"]) for one in log] == [(10, 1), (20, 3)]
+    with pytest.raises(ResultError):
+        read_training_log(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "flops, converged",
+    [
+        ([0.9, 0.8, 0.705, 0.7, 0.7], 30),
+        ([0.7, 0.7], 10),
+        ([0.7, 0.9, 0.7], 30),  # near the end's value by chance, and away again
+        ([0.9, 0.8, 0.7], 30),
+        ([], None),
+    ],
+)
+def test_convergence_is_the_first_update_after_which_flops_stay(flops, converged):
+    log = [{"num_updates": 10.0 * (i + 1), "sd_flops_generation": value} for i, value in enumerate(flops)]
+    assert updates_to_converge(log) == converged
+
+
+def test_the_last_violation_is_that_of_the_last_fifty_updates_that_moved_the_policy():
+    log = [{"num_updates": 10.0 * i, "sd_violation": 1.0 if i <= 5 else 0.1 * (i - 5)} for i in range(1, 11)]
+    log += [{"num_updates": 10.0 * i, "sd_flops_generation": 0.7} for i in range(11, 30)]  # the policy is fixed
+    assert violation_last(log) == pytest.approx((0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
+    assert violation_last(log[10:]) is None

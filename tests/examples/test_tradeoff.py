@@ -1,0 +1,264 @@
+"""The trade-off grid: rows that differ in nothing but their options, and the whole grid on a tiny model."""
+
+import argparse
+import gzip
+import importlib
+import json
+import logging
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "examples" / "tradeoff"
+QUICKSTART = ROOT / "examples" / "quickstart" / "data"
+
+
+def call(*command, **options):
+    """Runs a command; returns the finished process."""
+    return subprocess.run(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The scripts as modules, by name."""
+    sys.path.insert(0, str(FOLDER))
+    names = ("recipe", "steps", "grid", "run")
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in names:  # their names are common ones
+            sys.modules.pop(name, None)
+
+
+def settings(tools, **changes):
+    recipe = tools["recipe"]
+    base = {name: 2 for name in (*recipe.SIZES, "max_source_positions", "max_target_positions")}
+    size, length = recipe.size_options(argparse.Namespace(**base), base)
+    values = {
+        "updates": 600,
+        "max_tokens": 3072,
+        "training": (),
+        "policy": (),
+        "device": ("--cpu",),
+        "size": size,
+        "length": length,
+    }
+    return recipe.Settings(**{**values, **changes})
+
+
+def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
+    pytest.importorskip("fairseq")
+    from fairseq import options
+
+    from sd_fairseq.plugin.criterions.options import check_options, multiplier_rule
+
+    recipe = tools["recipe"]
+    rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
+    values = {"keep": "0.7", "seed": "2", "static-path": "encoder_attention=110,token_strategy=last:20"}
+    shared = {}
+    for name, row in rows.items():
+        if row.weights:
+            continue
+        command = recipe.train_command(row, 2, settings(tools), values)[3:]
+        command = [str(ROOT / "sd_fairseq") if word == "sd_fairseq" else word for word in command]
+        args = options.parse_args_and_arch(options.get_training_parser(), command)
+        if row.has_policy:
+            check_options(args)
+            multiplier_rule(args)
+        found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
+        for key in ("arch", "criterion", "save_dir"):
+            found.pop(key)
+        for key, value in found.items():
+            assert shared.setdefault(key, value) == value, f"{name} differs from the other rows in {key}"
+    assert shared["max_update"] == 600 and shared["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("budgets-0.5\t\t", "row 'budgets-0.5' is none of"),
+        ("default\t\t", "row 'default' stands twice"),
+        ("static\t--sd-static-path {path}\t", "{path} is none of {keep}, {seed}, {static-path}"),
+        ("random-deployed\t--sd-policy random\t\tbarrier", "weights of 'barrier', which is no trained row above"),
+        ("barrier\t\t\t\tdefault", "5 columns"),
+        ("barrier\t--sd-policy 'random\t", "No closing quotation"),
+    ],
+)
+def test_a_row_that_cannot_be_made_is_named(tools, tmp_path, line, message):
+    table = tmp_path / "rows.tsv"
+    table.write_text(f"dense\t\t--criterion c\ndefault\n{line}\n")
+    with pytest.raises(tools["recipe"].RecipeError) as caught:
+        tools["recipe"].read_rows(str(table))
+    assert str(caught.value).startswith(f"{table}:3: ") and message in str(caught.value)
+
+
+def forked(words, log, output, updates, cwd, env):
+    """Runs ``python -m MODULE ...`` as :func:`steps.run_command`, in a fork of this process, which has torch loaded."""
+    del updates
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.chdir(cwd)
+            os.environ.update(env)
+            texts = open(output or log, "a", encoding="utf-8")
+            sys.stdout, sys.stderr, sys.argv = texts, open(log, "a", encoding="utf-8"), ["python", *words[3:]]
+            logging.root.handlers.clear()  # pytest's
+            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    assert os.waitpid(process, 0)[1] == 0, Path(log).read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def made(tools, tmp_path_factory):
+    """A tiny base by base.sh and a grid of four rows, one of which cannot be trained."""
+    pytest.importorskip("fairseq")
+    from cli.conftest import ENVIRONMENT, binarise
+
+    folder = tmp_path_factory.mktemp("tradeoff")
+    with gzip.open(str(QUICKSTART / "valid.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines][:60]
+    words = [(" ".join(row["document"].split()[:40]), " ".join(row["summary"].split())) for row in rows]
+    data = binarise(folder / "texts", {"train": words[:30], "valid": words[30:40], "test": words[40:]})
+    (folder / "prepared").mkdir()
+    for name in ("data-bin", "lead-bin"):
+        shutil.copytree(str(data), str(folder / "prepared" / name))
+    small = {"DIM": 16, "FFN": 32, "LAYERS": 2, "HEADS": 2, "WARM_UPDATES": 1, "BASE_UPDATES": 1, "SOURCE_TOKENS": 48}
+    environment = {**ENVIRONMENT, "PYTHON": sys.executable, "THREADS": "1", **{k: str(v) for k, v in small.items()}}
+
+    def base(**changes):
+        script = ["bash", FOLDER / "base.sh", folder / "prepared", folder / "start"]
+        return call(*script, env={**environment, **changes})
+
+    first = base()
+    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+    table = folder / "rows.tsv"
+    text = (FOLDER / "rows.tsv").read_text()
+    table.write_text(text + "budget-2\t\t--sd-mode budget --sd-flops-budget 2\n")
+    arguments = ["--data", folder / "prepared" / "data-bin", "--base", folder / "start" / "base" / "checkpoint_best.pt"]
+    arguments += ["--out", folder / "out", "--results", folder / "results", "--seeds", "3", "--updates", "5"]
+    arguments += ["--subset", "valid", "--rows", "budget-2,default,random-deployed", "--table", table]
+    # logs each update, and skips within two
+    arguments += ["--training-options", "--log-interval 1"]
+    arguments += ["--policy-options", "--sd-mode fixed --sd-fixed-weight 50 --sd-policy-lr 0.12"]
+    arguments = list(map(str, arguments))
+    real = tools["steps"].run_command
+
+    def run(words, *others, **options):
+        alone = any(one in " ".join(words) for one in ("save-dir " + str(folder / "out" / "dense"), "budget-2-3"))
+        (real if alone else forked)(words, *others, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools["grid"], "run_command", run)
+        code = tools["run"].main(arguments)
+    return {"folder": folder, "arguments": arguments, "code": code, "base": base}
+
+
+def results_of(folder):
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*"))}
+
+
+def test_the_grid_makes_every_row_and_a_failure_neither_stops_it_nor_is_lost(made):
+    results = results_of(made["folder"])
+    assert made["code"] == 1
+    assert set(results) == {"dense-3", "budget-2-3", "default-3", "random-deployed-3"}
+    assert "--sd-flops-budget 2.0 is not in (0, 1]" in results["budget-2-3"]["failed"]
+    dense, default, deployed = (results[f"{name}-3"] for name in ("dense", "default", "random-deployed"))
+    assert dense["flops_generation"] == 1 and default["flops_generation"] < 0.95
+    assert default["dense_rougeL"] == deployed["dense_rougeL"] == dense["rougeL"]
+    difference = default["rougeL_minus_dense"]
+    assert difference["difference"] == pytest.approx(default["rougeL"] - dense["rougeL"])
+    assert default["significant_loss"] == (difference["high"] < 0)
+    assert default["updates_to_converge"] in range(1, 6) and default["violation_last"] is not None
+    assert dense["violation_last"] is None and deployed["updates_to_converge"] is None
+    assert deployed["distinct_paths"] > 1
+
+
+def test_no_result_tells_of_this_machine_and_every_command_is_there(made):
+    for name, result in results_of(made["folder"]).items():
+        text = json.dumps(result)
+        assert str(made["folder"]) not in text and str(ROOT) not in text, name
+        if "failed" not in result:
+            assert result["command"][0].startswith("python -m fairseq_cli.train $DATA ")
+            assert result["command"][-1].endswith("> $OUT/{row}-{seed}/valid.txt".format(**result))
+    deployed = results_of(made["folder"])["random-deployed-3"]["command"]
+    trained = [command for command in deployed if "fairseq_cli.train" in command]
+    assert not any("$OUT/random-deployed-3" in command for command in trained)
+    assert "--path $OUT/default-3/checkpoint_last.pt" in deployed[-1]
+
+
+def test_a_second_call_makes_only_what_failed(made, tools, monkeypatch):
+    before = results_of(made["folder"])
+    ran = []
+
+    def count(words, log, output, updates, **options):
+        ran.append(words[words.index("--save-dir") + 1])
+        raise tools["steps"].StepError("stopped")
+
+    monkeypatch.setattr(tools["grid"], "run_command", count)
+    assert tools["run"].main(made["arguments"]) == 1
+    assert [Path(folder).name for folder in ran] == ["budget-2-3"]
+    after = results_of(made["folder"])
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == ["budget-2-3"] and after["budget-2-3"]["failed"].endswith("stopped")
+    base = made["base"]()
+    assert base.returncode == 0 and base.stdout.count("finished before") == 2
+    other = made["base"](BASE_UPDATES="7")
+    assert other.returncode == 1 and "was trained otherwise (1 updates" in other.stderr
+
+
+@pytest.mark.parametrize("place", ["--results", "--out"])
+def test_what_was_made_with_other_settings_is_refused_not_reused(made, tools, tmp_path, capsys, place):
+    arguments = [*made["arguments"], "--updates", "6", "--rows", "default"]
+    if place == "--out":  # the weights are there, the results are not
+        arguments += ["--results", str(tmp_path / "elsewhere")]
+    before = results_of(made["folder"])
+    assert tools["run"].main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "with updates 5, now 6" in error and place in error and error.count("\n") == 1
+    assert results_of(made["folder"]) == before and not (tmp_path / "elsewhere").exists()
+
+
+def test_what_many_rows_need_fails_once_and_each_of_them_says_so(made, tools, tmp_path, monkeypatch):
+    ran = []
+
+    def fail(words, *_, **__):
+        ran.append(words)
+        raise tools["steps"].StepError("no room")
+
+    monkeypatch.setattr(tools["grid"], "run_command", fail)
+    elsewhere = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    assert tools["run"].main([*made["arguments"], *elsewhere, "--rows", "default,barrier"]) == 1
+    assert len(ran) == 1  # dense, which the others are compared with
+    failed = {path.stem: json.loads(path.read_text())["failed"] for path in (tmp_path / "results").glob("*.json")}
+    assert set(failed) == {"dense-3", "default-3", "barrier-3"}
+    assert set(failed.values()) == {"$OUT/dense-3/train: no room"}
+
+
+def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
+    from sd_fairseq.evaluation.learning_table import main
+
+    pytest.importorskip("matplotlib")
+    assert main([str(made["folder"] / "results"), "--plot", str(tmp_path / "plot.png")]) == 0
+    output = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
+    assert rows[:7] == ["row", rows[1], "dense", "default", "budget-2", "random-deployed", "% skipped"]
+    assert "- budget-2, seed 3: " in output and (tmp_path / "plot.png").stat().st_size > 1000
