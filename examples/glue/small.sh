@@ -44,7 +44,7 @@ predict() { # ROW: scores the last checkpoint (never the best one on the scored 
   {
     [[ -n ${BASE:-} ]] || { cat "$out/base.command" && echo; }
     cat "$out/$row.command" && echo
-    echo "python -m ${command[*]}"
+    echo "python -m ${command[*]}" | sed "s|$raw|$(basename "$raw")|g"
   } | sed "s|$package|sd_fairseq|g" >"$out/$row.commands"
   "$python" -m sd_fairseq.evaluation.understanding_table "$out/results" --record "$task-$row-$seed" --task "$task" \
     --row "$row" --seed "$seed" --summary "$out/$row.summary.json" --commands "$out/$row.commands"

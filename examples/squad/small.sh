@@ -39,7 +39,7 @@ predict() { # ROW: answers with the last checkpoint (never the best one on the s
       [[ -n ${BASE:-} ]] || { cat "$out/$name.command" && echo; }
     done
     cat "$out/$row.command" && echo
-    echo "python -m ${command[*]}"
+    echo "python -m ${command[*]}" | sed "s|$dev|$(basename "$dev")|g"
   } >"$out/$row.commands"
   for metric in exact f1; do
     "$python" -m sd_fairseq.evaluation.understanding_table "$out/results" --task "$task" --row "$row" --seed "$seed" \
