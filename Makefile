@@ -54,9 +54,9 @@ bench:
 	$(BENCH) -m pip --disable-pip-version-check --no-input -qq install transformers ctranslate2
 	$(BENCH) -m pip --disable-pip-version-check --no-input -qq uninstall -y torchaudio
 	$(BENCH) benchmarks/generation.py --rounds 2
-	$(BENCH) benchmarks/saving.py --rounds 2
-	$(BENCH) benchmarks/saving.py --rounds 1 --sweep --output runs/bench/sweep.json
-	$(BENCH) benchmarks/training_step.py --rounds 2
+	$(BENCH) benchmarks/saving.py --precision bf16 --rounds 2
+	$(BENCH) benchmarks/saving.py --precision bf16 --rounds 1 --sweep --output runs/bench/sweep.json
+	$(BENCH) benchmarks/training_step.py --rounds 1
 	$(BENCH) benchmarks/table.py runs/bench
 
 # MATRIX='--only 3.8 3.13' restricts the rows; the others of the table stay.
