@@ -58,6 +58,6 @@ fi
 train dense "$updates" "$lr" --sd-policy dense --finetune-from-model "$base"
 predict dense
 train switchable "$updates" "$lr" --finetune-from-model "$base" --sd-initial-keep 0.9 --sd-policy-lr 3e-4 \
-  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-policy-freeze-update $((updates * 2 / 5))
+  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-settle-share 0 --sd-policy-freeze-update $((updates * 2 / 5))
 predict switchable
 "$python" -m sd_fairseq.evaluation.understanding_table "$out/results"

@@ -91,7 +91,7 @@ threads=$half
 train dense "$data" --arch bart_base "${plain[@]}" "${continue[@]}" &
 dense_job=$!
 train switchable "$data" --arch switchable_bart_tiny --criterion sd_policy_criterion --sd-initial-keep 0.9 \
-  --sd-policy-lr 2e-4 --sd-tolerance 0.03 --sd-constraint-interval 2 --sd-policy-freeze-update $((more_updates * 2 / 5)) \
+  --sd-policy-lr 2e-4 --sd-tolerance 0.03 --sd-constraint-interval 2 --sd-settle-share 0 --sd-policy-freeze-update $((more_updates * 2 / 5)) \
   "${continue[@]}" ${POLICY_OPTIONS:-} &
 side_by_side $! $dense_job
 threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}

@@ -57,6 +57,6 @@ fi
 train dense "$updates" 2e-4 --sd-policy dense --finetune-from-model "$base"
 predict dense
 train switchable "$updates" 2e-4 --finetune-from-model "$base" --sd-initial-keep 0.9 --sd-policy-lr 3e-4 \
-  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-policy-freeze-update $((updates * 3 / 5))
+  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-settle-share 0 --sd-policy-freeze-update $((updates * 3 / 5))
 predict switchable
 "$python" -m sd_fairseq.evaluation.understanding_table "$out/results"

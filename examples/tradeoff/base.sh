@@ -4,8 +4,9 @@
 #
 # Usage: base.sh DATA OUT
 #   DATA  made by examples/quickstart/prepare.py     OUT/base/checkpoint_{best,last}.pt  the base
-# Environment: DIM, FFN, LAYERS (of each stack), HEADS, WARM_UPDATES, BASE_UPDATES, MAX_TOKENS, SOURCE_TOKENS (longer
-#   documents are cut), SEED, THREADS, DEVICE_OPTIONS (--cpu; "--fp16" on a GPU), PYTHON
+# Environment: DIM, FFN, LAYERS (of each stack), HEADS, {WARM,BASE}_UPDATES, {WARM,BASE}_LR, WARM_DROPOUT, MAX_TOKENS,
+#   SOURCE_TOKENS (longer documents are cut), SEED, THREADS, PYTHON, DEVICE_OPTIONS (--cpu; "--cpu --amp" computes
+#   products in bfloat16; "--fp16" on a GPU)
 set -euo pipefail
 
 if [[ $# -ne 2 ]]; then
@@ -16,6 +17,7 @@ data=$1 out=$2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dim=${DIM:-128} ffn=${FFN:-512} layers=${LAYERS:-6} heads=${HEADS:-4}
 warm_updates=${WARM_UPDATES:-600} base_updates=${BASE_UPDATES:-4000}
+warm_lr=${WARM_LR:-1.5e-3} base_lr=${BASE_LR:-1.2e-3}
 read -ra device <<<"${DEVICE_OPTIONS---cpu}"
 for folder in data-bin lead-bin; do
   if [[ ! -d $data/$folder ]]; then
@@ -44,7 +46,7 @@ train() { # NAME UPDATES DATA then fairseq-train's options; OUT/NAME/finished sa
     -s source -t target --max-source-positions "${SOURCE_TOKENS:-256}" --max-target-positions 64 --truncate-source \
     --encoder-layers "$layers" --decoder-layers "$layers" --encoder-embed-dim "$dim" --decoder-embed-dim "$dim" \
     --encoder-ffn-embed-dim "$ffn" --decoder-ffn-embed-dim "$ffn" \
-    --encoder-attention-heads "$heads" --decoder-attention-heads "$heads" --dropout 0.1 --share-all-embeddings \
+    --encoder-attention-heads "$heads" --decoder-attention-heads "$heads" --share-all-embeddings \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 \
     --max-tokens "${MAX_TOKENS:-3072}" --required-batch-size-multiple 1 --seed "${SEED:-1}" --num-workers 0 \
@@ -60,9 +62,9 @@ train() { # NAME UPDATES DATA then fairseq-train's options; OUT/NAME/finished sa
 # network with these options, initialised by its dimensions.
 train warm "$warm_updates" "$data/lead-bin" --arch transformer --activation-fn gelu \
   --encoder-learned-pos --decoder-learned-pos --layernorm-embedding --no-scale-embedding \
-  --share-decoder-input-output-embed --lr 1.5e-3 --lr-scheduler inverse_sqrt --warmup-updates 150
+  --share-decoder-input-output-embed --lr "$warm_lr" --dropout "${WARM_DROPOUT:-0.1}" --lr-scheduler inverse_sqrt --warmup-updates 150
 
 # --finetune-from-model gives the start once and leaves a checkpoint of the base's own alone, so that it resumes
-train base "$base_updates" "$data/data-bin" --arch bart_base --finetune-from-model "$out/warm/checkpoint_last.pt" \
-  --lr 1.2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$base_updates"
+train base "$base_updates" "$data/data-bin" --arch bart_base --dropout 0.1 --finetune-from-model "$out/warm/checkpoint_last.pt" \
+  --lr "$base_lr" --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$base_updates"
 echo "base: $out/base/checkpoint_best.pt (lowest loss on valid), $out/base/checkpoint_last.pt"

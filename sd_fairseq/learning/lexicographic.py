@@ -29,7 +29,8 @@ class MultiplierRule:
         mode: one of :data:`MODES`.
         alpha: rate at which a violation is worked off (phi = alpha * violation).
         beta: share of |grad_q|^2 that lexicographic descent insists on.
-        floor, ceiling: limits of the multiplier.
+        floor, ceiling: limits of the multiplier; the floor does not hold where FLOPs are the constraint: it would go
+            on pushing them down below the budget.
         fixed_weight: weight of FLOPs against quality in mode ``fixed`` (Table 8: 0.2, 1.0, 1.5).
     """
 
@@ -76,14 +77,15 @@ def find_multiplier(rule: MultiplierRule, grad_quality: Tensor, grad_flops: Tens
         violation: scalar; q - c (nats per token), or FLOPs - target in mode ``budget``. Positive = violated.
 
     Returns:
-        Scalar tensor in [floor, ceiling]; in mode ``fixed`` 1 / fixed_weight.
+        Scalar tensor in [floor, ceiling], in [0, ceiling] where FLOPs are the constraint; in mode ``fixed``
+        1 / fixed_weight.
     """
     dot = grad_quality @ grad_flops
     if rule.mode == "fixed":
         return dot.new_tensor(1.0 / rule.fixed_weight)
     if rule.constrains_flops:
         found = lexicographic_multiplier(dot, grad_flops @ grad_flops, rule.alpha * violation)
-        return found.clamp(rule.floor, rule.ceiling)
+        return found.clamp(max=rule.ceiling)
     sq_norm = grad_quality @ grad_quality
     if rule.mode == "constrained":
         phi = rule.alpha * violation

@@ -16,6 +16,7 @@ from dropin.workers import (
     start,
 )
 from factories import build_model, build_tiny_space
+from training import build_samples, build_training
 
 from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
 
@@ -143,6 +144,28 @@ def test_an_update_that_amps_loss_scaler_skips_and_fairseq_repeats_counts_once(d
     assert log.count("AMP: overflow detected") >= 1
     assert float(wild["model"]["policy_learner.steps"]) == 3
     torch.testing.assert_close(policy_of(wild["model"]), policy_of(calm["model"]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "amp"])
+def test_amp_on_a_cpu_computes_products_in_bfloat16_and_the_weights_gradients_in_float32(mixed):
+    amp_optimizer = pytest.importorskip("fairseq.optim.amp_optimizer")
+
+    class WithoutLossScaler(amp_optimizer.AMPOptimizer):
+        def __init__(self):
+            pass
+
+        def backward(self, loss):
+            loss.backward()
+
+    training = build_training()
+    seen = set()
+    training.model.encoder.layers[0].fc1.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    optimizer = WithoutLossScaler() if mixed else training.optimizer
+    (sample,) = build_samples()
+    training.task.train_step(sample, training.model, training.criterion, optimizer, 0)
+    assert seen == {torch.bfloat16 if mixed else torch.float32}
+    gradients = {p.grad.dtype for p in training.model.parameters() if p.grad is not None}
+    assert gradients == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", [PolicyNetwork, LayerwisePolicyNetwork])

@@ -61,12 +61,33 @@ def test_the_policy_gets_no_gradient_and_moves_all_the_same(policy):
     assert training.criterion.pending == []
 
 
+def test_a_settled_policy_measures_its_budget_on_the_deployed_path():
+    """Sampled FLOPs may be on target while the deployed path is not; half-way through the settling they are one."""
+    settings = dict(sd_mode="budget", sd_flops_budget=0.6, sd_policy_freeze_update=100, sd_violation_smoothing=0.0)
+    for update, alike in ((10, False), (80, True)):
+        training, (sample,) = build_training(**settings), build_samples()
+        (logged,) = training.update([sample], update)
+        deployed = float(logged["sd_flops_generation"]) / float(logged["sd_examples"])
+        assert (abs(float(training.model.policy_learner.violation) - (deployed - 0.6)) < 2e-3) == alike
+
+
+def test_a_settling_policy_takes_smaller_steps_and_stops():
+    steps = []
+    for update in (10, 75, 99):
+        training = build_training(sd_policy_freeze_update=100)
+        before = training.policy()
+        training.update(build_samples(), update)
+        steps.append(float((training.policy() - before).abs().max()))
+    assert steps[1] == pytest.approx(steps[0] / 2, rel=0.01)
+    assert 0 < steps[2] == pytest.approx(steps[0] / 50, rel=0.05)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("split", [(4, 4), (2, 2, 2, 2)], ids=str)
 def test_micro_batches_update_the_policy_as_one_batch_does(mode, split):
     results = []
     for parts in ((8,), split):
-        training = build_training(sd_mode=mode, sd_constraint_interval=1)
+        training = build_training(sd_mode=mode, sd_constraint_interval=1, sd_flops_budget=0.3)
         for update in range(3):
             training.update(build_samples(parts), update)
         learner = training.model.policy_learner
@@ -216,6 +237,7 @@ def select(sample, rows):
         ({"sd_cost_beam": 0}, "--sd-cost-beam 0"),
         ({"sd_policy_warmup_updates": -1}, "--sd-policy-warmup-updates -1"),
         ({"sd_policy_freeze_update": -1}, "--sd-policy-freeze-update -1"),
+        ({"sd_settle_share": 1.5}, "--sd-settle-share 1.5"),
         ({"sd_policy_freeze_update": 5, "sd_policy_warmup_updates": 5}, "--sd-policy-freeze-update 5"),
         ({"sd_multiplier_floor": 3.0, "sd_multiplier_ceiling": 1.0}, "3.0..1.0"),
         ({"sd_alpha": -1.0}, "-1.0"),

@@ -31,7 +31,9 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
     sd_alpha: float = option(20.0, "rate at which a violation is worked off (phi = alpha * violation)")
     sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
-    sd_multiplier_floor: float = option(0.3, "smallest multiplier")
+    sd_multiplier_floor: float = option(
+        0.3, "smallest multiplier where quality is the constraint; where FLOPs are (budget, as-printed) it is 0"
+    )
     sd_multiplier_ceiling: float = option(20.0, "largest multiplier")
     sd_policy_lr: float = option(2e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
     sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
@@ -62,6 +64,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
     sd_policy_freeze_update: int = option(
         0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
+    )
+    sd_settle_share: float = option(
+        0.5,
+        "last share of the updates before --sd-policy-freeze-update in which the policy settles: the constraint's "
+        "temperature and the policy's learning rate fall to 0; 0 = neither falls",
     )
     sd_sampling_seed: int = option(1, "seed of the sampled paths")
 
@@ -104,6 +111,7 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         ("sd_cost_beam", cfg.sd_cost_beam >= 1, "1 or more"),
         ("sd_policy_warmup_updates", cfg.sd_policy_warmup_updates >= 0, "0 or more"),
         ("sd_policy_freeze_update", cfg.sd_policy_freeze_update >= 0, "0 or more"),
+        ("sd_settle_share", 0 <= cfg.sd_settle_share <= 1, "in 0..1"),
     ]
     wrong: Optional[Tuple[str, bool, str]] = next((check for check in checks if not check[1]), None)
     if wrong is not None:

@@ -5,6 +5,7 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 :class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`).
 """
 
+from dataclasses import replace
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sd_fairseq.decision.policy import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
+from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.distillation import Distiller
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
@@ -64,6 +66,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             estimator=str(cfg.sd_estimator),
             samples=cfg.sd_samples,
         )
+        self.settling = Settling(cfg.sd_policy_freeze_update, cfg.sd_settle_share)
         self.distiller = Distiller(cfg.sd_distillation, cfg.sd_teacher, task) if cfg.sd_distillation else None
         self.update = 0
         self.pending: List[PolicyGradientSums] = []
@@ -120,7 +123,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
         quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
-        step = policy_step(evaluator, self.settings, self.update, measure)
+        temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
+        step = policy_step(evaluator, replace(self.settings, temperature=temperature), self.update, measure)
         finite = self.check_finite(step.trained.loss, "sampled")
         finite = finite and self.check_finite(step.sums.flatten().sum(), "deployed or the dense")
         if finite:
@@ -208,7 +212,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             sums = PolicyGradientSums.unflatten(packed)
         if float(sums.examples) > 0:
             cfg = self.cfg
-            learner.update(parameters, sums, self.rule, cfg.sd_policy_lr, cfg.sd_violation_smoothing)
+            learning_rate = cfg.sd_policy_lr * self.settling.learning_rate_factor(self.update)
+            learner.update(parameters, sums, self.rule, learning_rate, cfg.sd_violation_smoothing)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

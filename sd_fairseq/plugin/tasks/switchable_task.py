@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any, ContextManager, Dict, List, Optional
 
 import torch
 from fairseq.data import FairseqDataset
+from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.plugin.conversion import obey_architecture_override
 from sd_fairseq.plugin.errors import InputError
@@ -58,9 +60,10 @@ class SwitchableTaskMixin:
             policy_criterion.update = update_num
             self.uses_loss_scaling = getattr(optimizer, "scaler", None) is not None
         pending = 0 if policy_criterion is None else len(policy_criterion.pending)
-        result = super().train_step(  # type: ignore[misc]
-            sample, model, criterion, optimizer, update_num, ignore_grad, **extra
-        )
+        with mixed_precision_of_cpu(optimizer, model):
+            result = super().train_step(  # type: ignore[misc]
+                sample, model, criterion, optimizer, update_num, ignore_grad, **extra
+            )
         if ignore_grad and policy_criterion is not None:
             del policy_criterion.pending[pending:]
         return result
@@ -133,6 +136,12 @@ class SwitchableTaskMixin:
         synchronize(sample)
         self.trace_recorder.record(models[0], observed, hypotheses, time.perf_counter() - started)
         return hypotheses
+
+
+def mixed_precision_of_cpu(optimizer: Any, model: Any) -> ContextManager:
+    """Lets ``--amp`` mean bfloat16 products on a CPU; fairseq's own automatic mixed precision knows GPUs only."""
+    wanted = isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu"
+    return torch.autocast("cpu", dtype=torch.bfloat16) if wanted else nullcontext()
 
 
 def synchronize(sample: Dict[str, Any]) -> None:
