@@ -35,7 +35,9 @@ FAMILIES = (
     "layerwise",
     "kept-layer-norm",
     "score-function-flops",
+    "score-function",
     "straight-through",
+    "reinmax",
     "samples",
     "distillation",
 )

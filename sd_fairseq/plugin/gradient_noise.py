@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sd_fairseq.learning.reinforce import flat_gradient
-from sd_fairseq.plugin.criterions.estimators import estimate_quality
+from sd_fairseq.plugin.criterions.estimators import GATED, estimate_quality
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, trainable
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.preflight import check_checkpoint
@@ -42,8 +42,8 @@ ESTIMATORS = {
     "leave-one-out-2": ("leave-one-out", 2),
     "leave-one-out-4": ("leave-one-out", 4),
     "straight-through": ("straight-through", 1),
+    "reinmax": ("reinmax", 1),
 }
-BIASED = ("straight-through",)
 
 
 class Noise(NamedTuple):
@@ -122,7 +122,7 @@ def summarise(batches: Sequence[Dict[str, Noise]]) -> List[Dict[str, Any]]:
 
 def reference(batch: Dict[str, Noise]) -> Tensor:
     """Returns the mean of the unbiased estimators' gradients, each weighted by one over its variance; else all."""
-    unbiased = [noise for name, noise in batch.items() if name not in BIASED] or list(batch.values())
+    unbiased = [noise for name, noise in batch.items() if ESTIMATORS[name][0] not in GATED] or list(batch.values())
     weights = [1.0 / max(noise.variance, 1e-30) for noise in unbiased]
     total = torch.stack([weight * noise.mean for weight, noise in zip(weights, unbiased)]).sum(0)
     return total / sum(weights)

@@ -8,7 +8,7 @@ from factories import build_tiny_space, enumerate_paths, random_distribution, re
 from training import build_samples, build_training
 
 from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_function_objective
-from sd_fairseq.plugin.criterions.estimators import ESTIMATORS, estimate_quality, salt, straight_through
+from sd_fairseq.plugin.criterions.estimators import ESTIMATORS, GATED, estimate_quality, salt, through_gates
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError
@@ -72,17 +72,52 @@ def test_straight_through_is_exact_where_quality_is_linear_in_the_switches():
     distribution.keep_logits.requires_grad_()
     slopes = torch.randn(5, SPACE.num_switches)
     evaluator = LinearEvaluator(distribution, slopes)
-    estimate = straight_through(evaluator, PathRequest("sample", bound=0.9))
+    estimate = through_gates(evaluator, PathRequest("sample", bound=0.9), second_order=False)
     (found,) = torch.autograd.grad(estimate.objective(distribution), [distribution.keep_logits])
     exact = (slopes * distribution.bounded(0.9).keep_probability).sum()
     (expected,) = torch.autograd.grad(exact, [distribution.keep_logits])
     torch.testing.assert_close(found, expected)
 
 
+class QuadraticEvaluator(LinearEvaluator):
+    """Runs given paths; quality is quadratic in every switch, its slope at 1 is 0, as of a trained backbone."""
+
+    def __init__(self, distribution, slopes, paths):
+        super().__init__(distribution, slopes)
+        self.paths = paths
+
+    def run(self, request):
+        gates = SPACE.to_keep(self.paths).float().requires_grad_()
+        per_example = (self.slopes * (1 - gates) ** 2).sum(dim=1)
+        total, tokens = 7 * per_example.sum(), torch.full((len(self.paths),), 7)
+        extra = {"switch_gates": [gates], "decisions": self.paths, "policy_states": []}
+        return Quality(total, total, per_example.detach(), tokens), extra
+
+
+def test_reinmax_is_exact_in_expectation_where_quality_is_quadratic_and_straight_through_is_not():
+    """Over all paths, each weighted by its probability; a switch is worth q(1) - q(0) = -slope."""
+    paths = enumerate_paths(SPACE)
+    one = random_distribution(SPACE, 1, torch.float32)
+    every = repeat_distribution(one, len(paths))
+    weight = every.log_prob(paths).exp().unsqueeze(1)
+    every.keep_logits.requires_grad_()
+    slopes = torch.randn(1, SPACE.num_switches)
+    found = []
+    for second_order in (False, True):
+        evaluator = QuadraticEvaluator(every, slopes, paths)
+        estimate = through_gates(evaluator, PathRequest("sample", bound=1.0), second_order)
+        (gradient,) = torch.autograd.grad(estimate.objective(every), [every.keep_logits])
+        found.append((weight * gradient).sum(dim=0))
+    probability = one.keep_probability[0]
+    exact = -slopes[0] * probability * (1 - probability)
+    torch.testing.assert_close(found[1], exact, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[0], exact, atol=1e-2, rtol=1e-1)
+
+
 def test_the_token_strategys_baseline_differs_in_nothing_else():
     distribution = random_distribution(SPACE, 40, torch.float32)
     evaluator = LinearEvaluator(distribution, torch.randn(40, SPACE.num_switches))
-    estimate = straight_through(evaluator, PathRequest("sample", bound=0.9))
+    estimate = through_gates(evaluator, PathRequest("sample", bound=0.9), second_order=False)
     sample, baseline = evaluator.requests
     assert sample.gated and not baseline.gated
     assert torch.equal(SPACE.to_keep(baseline.decisions), SPACE.to_keep(estimate.sampled))
@@ -93,12 +128,13 @@ def test_no_baseline_is_run_where_every_token_strategy_is_the_modes():
     distribution = random_distribution(SPACE, 6, torch.float32)
     distribution.token_logits[:, 0] = 60.0
     evaluator = LinearEvaluator(distribution, torch.randn(6, SPACE.num_switches))
-    straight_through(evaluator, PathRequest("sample"))
+    through_gates(evaluator, PathRequest("sample"), second_order=False)
     assert len(evaluator.requests) == 1
 
 
 @pytest.mark.parametrize(
-    "name,passes", [("score-function", (2,)), ("leave-one-out", (3,)), ("straight-through", (1, 2))]
+    "name,passes",
+    [("score-function", (2,)), ("leave-one-out", (3,)), ("straight-through", (1, 2)), ("reinmax", (1, 2))],
 )
 def test_forward_passes_of_each_estimator(name, passes):
     training, (sample,) = build_training(), build_samples()
@@ -137,8 +173,9 @@ def test_every_estimator_moves_the_policy_and_logs_the_mode_only_where_it_was_sc
     assert ("sd_quality_mode" in logged) == (name == "score-function")
 
 
-def test_a_layer_wise_policy_has_no_gates_and_is_refused_in_one_line():
-    training, (sample,) = build_training({"sd_policy": "layerwise"}, sd_estimator="straight-through"), build_samples()
-    with pytest.raises(InputError, match="straight-through needs --sd-policy network") as caught:
+@pytest.mark.parametrize("name", GATED)
+def test_a_layer_wise_policy_has_no_gates_and_is_refused_in_one_line(name):
+    training, (sample,) = build_training({"sd_policy": "layerwise"}, sd_estimator=name), build_samples()
+    with pytest.raises(InputError, match="through gates needs --sd-policy network") as caught:
         training.update([sample])
     assert "\n" not in str(caught.value)

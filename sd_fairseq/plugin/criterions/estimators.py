@@ -1,9 +1,15 @@
 """How the gradient of E[quality] with respect to the policy is estimated (section 3.2, "Optimization").
 
-Choice: the paper's estimator is the score function with the mode path's loss as baseline. Two others stand beside it:
-leave-one-out baselines of several sampled paths (unbiased too, less noise, more forward passes), and straight-through
-gradients, where the switches of the one sampled path are gates of 0 and 1 whose gradient is taken at these values
-(biased, no second forward pass for the switches; the token strategy keeps the score function).
+Choice: the paper's estimator is the score function with the mode path's loss as baseline. Others stand beside it:
+leave-one-out baselines of several sampled paths (unbiased too, less noise, more forward passes), and gradients through
+gates: the switches of the one sampled path are gates of 0 and 1 whose slopes are taken at these values (biased, no
+second forward pass for the switches; the token strategy keeps the score function).
+
+What a switch is worth is L(1) - L(0), and straight-through puts the slope at the sampled value in its place. Of a
+trained backbone the slope at 1 is about 0, because scaling a sub-layer's output is something its weights have learned,
+so at high keep-probabilities nearly nothing is left. ``reinmax`` (Liu et al., "Bridging Discrete and Backpropagation",
+NeurIPS 2023) weights each slope by 1 / (2 pi(sampled value)): in expectation the mean of the slopes at 0 and at 1,
+which is L(1) - L(0) itself where the loss is quadratic in the gate.
 """
 
 from __future__ import annotations
@@ -21,7 +27,8 @@ from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
-ESTIMATORS = ("score-function", "leave-one-out", "straight-through")
+ESTIMATORS = ("score-function", "leave-one-out", "straight-through", "reinmax")
+GATED = ("straight-through", "reinmax")
 
 
 class QualityEstimate(NamedTuple):
@@ -66,7 +73,9 @@ def estimate_quality(evaluator: Any, name: str, bound: float, samples: int, seed
     ]
     if name == "leave-one-out":
         return leave_one_out(evaluator, requests)
-    return {"score-function": self_critical, "straight-through": straight_through}[name](evaluator, requests[0])
+    if name in GATED:
+        return through_gates(evaluator, requests[0], second_order=name == "reinmax")
+    return self_critical(evaluator, requests[0])
 
 
 def self_critical(evaluator: Any, request: PathRequest) -> QualityEstimate:
@@ -98,17 +107,22 @@ def leave_one_out(evaluator: Any, requests: List[PathRequest]) -> QualityEstimat
     return QualityEstimate(trained, decisions[0], extra["policy_states"], objective)
 
 
-def straight_through(evaluator: Any, request: PathRequest) -> QualityEstimate:
+def through_gates(evaluator: Any, request: PathRequest, second_order: bool) -> QualityEstimate:
     """Gradients through gates for the switches; for the token strategy the score function.
 
     The token strategy's baseline runs the sampled switches with the mode's token strategy, so that the two paths
     differ in nothing else.
 
+    Args:
+        evaluator: of the micro-batch.
+        request: the path to sample.
+        second_order: False = straight-through, True = ``reinmax``.
+
     Raises:
         InputError: decisions made layer by layer, whose gates would be opened too late.
     """
     if len(getattr(evaluator.model.encoder.policy, "stages", ())) > 1:
-        raise InputError("--sd-estimator straight-through needs --sd-policy network, found a layer-wise policy")
+        raise InputError("--sd-estimator through gates needs --sd-policy network, found a layer-wise policy")
     trained, extra = evaluator.run(request._replace(gated=True))
     (gates,) = extra["switch_gates"]  # [B, num_switches]
     (slope,) = torch.autograd.grad(trained.nll, [gates], retain_graph=True, allow_unused=True)
@@ -118,7 +132,12 @@ def straight_through(evaluator: Any, request: PathRequest) -> QualityEstimate:
 
     def objective(distribution: PolicyDistribution) -> Tensor:
         bounded = distribution.bounded(request.bound)
-        switches = (slope * bounded.keep_probability).sum()
+        keep = bounded.keep_probability
+        slopes = slope
+        if second_order:
+            taken = torch.where(evaluator.model.space.to_keep(sampled), keep, 1 - keep).detach()
+            slopes = slope / (2 * taken)
+        switches = (slopes * keep).sum()
         log_prob = F.log_softmax(bounded.token_logits, dim=-1).gather(1, sampled.token_choice.unsqueeze(1)).squeeze(1)
         return switches + score_function_objective(tokens, log_prob)
 

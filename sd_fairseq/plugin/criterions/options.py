@@ -51,7 +51,8 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_estimator: ChoiceEnum(list(ESTIMATORS)) = option(  # type: ignore[valid-type]
         "score-function",
         "estimate of the quality's gradient: score-function (paper: baseline is the mode path), leave-one-out (of "
-        "--sd-samples paths) or straight-through (gates; the token strategy keeps the score function)",
+        "--sd-samples paths), or gates for the switches, the score function for the token strategy: straight-through "
+        "or reinmax, its second-order correction",
     )
     sd_samples: int = option(4, "paths sampled an example by --sd-estimator leave-one-out")
     sd_distillation: float = option(
