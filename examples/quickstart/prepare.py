@@ -27,6 +27,7 @@ SIDES = {"source": "document", "target": "summary"}
 STAMP_NAME = "stamp.json"
 LAYOUT_VERSION = 2
 LEAD_PIECES = 16
+VOCABULARY_FILES = ("sentencepiece.model", "dict.txt")
 Pairs = List[Tuple[str, str]]
 
 
@@ -170,6 +171,24 @@ def binarise(folder: str, texts: str, splits: Tuple[str, ...], destination: str)
         raise DataError("fairseq-preprocess failed with exit code {}".format(outcome.returncode))
 
 
+def reuse_sentencepiece(vocabulary: str, folder: str):
+    """Take model and dictionary of a folder made before, so that its models can read the new data.
+
+    Args:
+        vocabulary: the folder.
+        folder: where copies go.
+
+    Returns:
+        The loaded processor.
+    """
+    try:
+        for name in VOCABULARY_FILES:
+            shutil.copyfile(os.path.join(vocabulary, name), os.path.join(folder, name))
+    except OSError as error:
+        raise DataError("--vocabulary {}: {}".format(vocabulary, error)) from error
+    return sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, VOCABULARY_FILES[0]))
+
+
 def describe_inputs(inputs: Dict[str, str], vocab_size: int, model_type: str) -> Dict[str, object]:
     """Return what the result depends on: contents of the inputs, options, layout."""
     hashes = {}
@@ -190,7 +209,7 @@ def is_complete(out: str, stamp: Dict[str, object]) -> bool:
                 return False
     except (OSError, ValueError):
         return False
-    names = ["sentencepiece.model", "dict.txt"]
+    names = list(VOCABULARY_FILES)
     for split in SPLITS:
         for side in SIDES:
             names += ["{}/{}.{}".format(folder, split, side) for folder in ("raw", "pieces")]
@@ -201,15 +220,18 @@ def is_complete(out: str, stamp: Dict[str, object]) -> bool:
     return all(os.path.isfile(os.path.join(out, name)) for name in names)
 
 
-def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object]) -> None:
+def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object], vocabulary: str = "") -> None:
     """Make everything inside `folder`, the stamp last."""
     splits = {name: read_pairs(path) for name, path in inputs.items()}
     for name, pairs in splits.items():
         for column, side in enumerate(SIDES):
             write_lines(os.path.join(folder, "raw", "{}.{}".format(name, side)), [pair[column] for pair in pairs])
-    texts = [text for pair in splits["train"] for text in pair]
-    print("training SentencePiece on {:,} texts".format(len(texts)), file=sys.stderr)
-    processor = train_sentencepiece(texts, folder, stamp["vocab_size"], stamp["model_type"])
+    if vocabulary:
+        processor = reuse_sentencepiece(vocabulary, folder)
+    else:
+        texts = [text for pair in splits["train"] for text in pair]
+        print("training SentencePiece on {:,} texts".format(len(texts)), file=sys.stderr)
+        processor = train_sentencepiece(texts, folder, stamp["vocab_size"], stamp["model_type"])
     encode_splits(processor, splits, folder)
     print("running fairseq-preprocess", file=sys.stderr)
     binarise(folder, "pieces", SPLITS, "data-bin")
@@ -219,7 +241,7 @@ def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object]) -> None
         json.dump(stamp, text, indent=1)
 
 
-def prepare(data: str, out: str, vocab_size: int, model_type: str) -> None:
+def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: str = "") -> None:
     """Build `out` from the folder `data` in a temporary sibling folder and put it in place when it is whole.
 
     Args:
@@ -227,12 +249,14 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str) -> None:
         out: folder to make; one made earlier from other inputs is replaced, any other is refused.
         vocab_size: SentencePiece vocabulary.
         model_type: `unigram` or `bpe`.
+        vocabulary: folder made before whose vocabulary is used; "" = a new one is trained.
 
     Raises:
         DataError: input that cannot be used, or `out` is somebody else's folder.
     """
     inputs = {name: os.path.join(data, name + ".jsonl.gz") for name in SPLITS}
-    stamp = describe_inputs(inputs, vocab_size, model_type)
+    hashed = {**inputs, **{name: os.path.join(vocabulary, name) for name in VOCABULARY_FILES if vocabulary}}
+    stamp = describe_inputs(hashed, vocab_size, model_type)
     out = os.path.abspath(out)
     if is_complete(out, stamp):
         print("{} is up to date".format(out), file=sys.stderr)
@@ -246,7 +270,7 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str) -> None:
     try:
         fresh, old = os.path.join(workshop, "fresh"), os.path.join(workshop, "old")
         os.mkdir(fresh)
-        build(fresh, inputs, stamp)
+        build(fresh, inputs, stamp, vocabulary)
         if os.path.isdir(out):
             os.replace(out, old)
         os.replace(fresh, out)
@@ -262,9 +286,10 @@ def main() -> None:
     parser.add_argument("--data", default=os.path.join(here, "data"), help="folder of {train,valid,test}.jsonl.gz")
     parser.add_argument("--vocab-size", type=int, default=4000, help="SentencePiece pieces (default: %(default)s)")
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="default: %(default)s")
+    parser.add_argument("--vocabulary", default="", metavar="FOLDER", help="use the one of a folder made before")
     arguments = parser.parse_args()
     try:
-        prepare(arguments.data, arguments.out, arguments.vocab_size, arguments.model_type)
+        prepare(arguments.data, arguments.out, arguments.vocab_size, arguments.model_type, arguments.vocabulary)
     except DataError as error:
         sys.exit("prepare.py: error: {}".format(error))
 

@@ -245,3 +245,17 @@ def test_command_line_ends_with_one_line(small, tmp_path):
     outcome = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     expected = "prepare.py: error: {}:1: empty line, expected a JSON object\n".format(small / "train.jsonl.gz")
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (1, "", expected)
+
+
+def test_the_vocabulary_of_a_folder_made_before_reads_other_data(small, tmp_path):
+    prepare.prepare(str(small), str(tmp_path / "first"), 300, "unigram")
+    lines = [json.dumps(pair) for pair in read_committed("train")[100:140]]
+    write_split(small, "train", lines)
+    prepare.prepare(str(small), str(tmp_path / "second"), 300, "unigram", str(tmp_path / "first"))
+    for name in ("sentencepiece.model", "dict.txt"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    pieces = (tmp_path / "second" / "pieces" / "train.source").read_text(encoding="utf-8").splitlines()
+    assert len(pieces) == 40
+    with pytest.raises(prepare.DataError, match="--vocabulary|No such file"):
+        prepare.prepare(str(small), str(tmp_path / "third"), 300, "unigram", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "third").exists()

@@ -172,6 +172,36 @@ def made(tools, tmp_path_factory):
     return {"folder": folder, "arguments": arguments, "code": code, "base": base}
 
 
+@pytest.mark.parametrize("positions", [0, 70])
+def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
+    torch = pytest.importorskip("torch")
+    base = made["folder"] / "start" / "base" / "checkpoint_best.pt"
+    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", "--max-source-positions", positions)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "s.pt").stat().st_size < 0.5 * base.stat().st_size
+    before, after = (torch.load(str(path), weights_only=False) for path in (base, tmp_path / "s.pt"))
+    for name, value in before["model"].items():
+        found = after["model"][name]
+        assert torch.equal(found[: len(value)] if value.dim() else found, value.half()), name
+    rows = after["model"]["encoder.embed_positions.weight"].size(0)
+    assert rows == before["model"]["encoder.embed_positions.weight"].size(0) + (positions - 48 if positions else 0)
+    arguments = dict(zip(made["arguments"][::2], made["arguments"][1::2]))
+    arguments.update({"--base": tmp_path / "s.pt", "--out": tmp_path / "out", "--results": tmp_path / "results"})
+    arguments["--rows"] = "dense"
+    command = [sys.executable, FOLDER / "run.py", *(word for pair in arguments.items() for word in pair)]
+    process = call(*command)
+    assert process.returncode == 0, process.stdout + process.stderr
+    (result,) = results_of(tmp_path).values()
+    assert "--max-source-positions {}".format(positions or 48) in result["command"][0]
+
+
+def test_a_slim_base_cannot_lose_positions(made, tmp_path):
+    base = made["folder"] / "start" / "base" / "checkpoint_best.pt"
+    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", "--max-source-positions", 20)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1
+    assert "it has 48 source positions, 20 wanted" in process.stderr and not (tmp_path / "s.pt").exists()
+
+
 def results_of(folder):
     return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*"))}
 
