@@ -5,6 +5,8 @@ OUT/pieces/SPLIT.{source,target}  its pieces            OUT/dict.txt            
 OUT/data-bin                      what fairseq reads    OUT/stamp.json            made last: inputs and options by hash
 OUT/lead/{train,valid}.*          document -> its first pieces, OUT/lead-bin the same for fairseq: a warm start that
                                   teaches a fresh model to read its source, where BART has its denoising pre-training
+OUT/span/{train,valid}.*          with --span: document -> consecutive pieces of it, OUT/span-bin likewise: a second
+                                  step, in which where to read follows from what was read last
 """
 
 import argparse
@@ -12,6 +14,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,7 @@ SIDES = {"source": "document", "target": "summary"}
 STAMP_NAME = "stamp.json"
 LAYOUT_VERSION = 2
 LEAD_PIECES = 16
+SPAN_WITHIN = 190  # pieces; a model of 192 positions sees all of the span
 VOCABULARY_FILES = ("sentencepiece.model", "dict.txt")
 Pairs = List[Tuple[str, str]]
 
@@ -151,6 +155,22 @@ def write_lead(folder: str) -> None:
         write_lines(os.path.join(folder, "lead", name + ".target"), leads)
 
 
+def write_span(folder: str) -> None:
+    """Write the second step's pairs: every document and pieces of it from the beginning of a word drawn by its line."""
+    for name in ("train", "valid"):
+        with open(os.path.join(folder, "pieces", name + ".source"), encoding="utf-8") as text:
+            documents = text.read().splitlines()
+        write_lines(os.path.join(folder, "span", name + ".source"), documents)
+        spans = []
+        for line, document in enumerate(documents):
+            pieces = document.split(" ")
+            last = max(1, min(len(pieces), SPAN_WITHIN) - LEAD_PIECES + 1)
+            starts = [place for place in range(last) if pieces[place].startswith("\u2581")] or [0]
+            start = random.Random(line).choice(starts)
+            spans.append(" ".join(pieces[start : start + LEAD_PIECES]))
+        write_lines(os.path.join(folder, "span", name + ".target"), spans)
+
+
 def binarise(folder: str, texts: str, splits: Tuple[str, ...], destination: str) -> None:
     """Run fairseq-preprocess with one dictionary for both sides; show its output only when it fails.
 
@@ -214,13 +234,13 @@ def is_complete(out: str, stamp: Dict[str, object]) -> bool:
         for side in SIDES:
             names += ["{}/{}.{}".format(folder, split, side) for folder in ("raw", "pieces")]
             names += ["data-bin/{}.source-target.{}.{}".format(split, side, end) for end in ("bin", "idx")]
-            if split != "test":
-                names.append("lead/{}.{}".format(split, side))
-                names += ["lead-bin/{}.source-target.{}.{}".format(split, side, end) for end in ("bin", "idx")]
+            for step in () if split == "test" else ("lead", "span") if "span" in stamp else ("lead",):
+                names.append("{}/{}.{}".format(step, split, side))
+                names += ["{}-bin/{}.source-target.{}.{}".format(step, split, side, end) for end in ("bin", "idx")]
     return all(os.path.isfile(os.path.join(out, name)) for name in names)
 
 
-def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object], vocabulary: str = "") -> None:
+def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object], vocabulary: str, span: bool) -> None:
     """Make everything inside `folder`, the stamp last."""
     splits = {name: read_pairs(path) for name, path in inputs.items()}
     for name, pairs in splits.items():
@@ -237,11 +257,14 @@ def build(folder: str, inputs: Dict[str, str], stamp: Dict[str, object], vocabul
     binarise(folder, "pieces", SPLITS, "data-bin")
     write_lead(folder)
     binarise(folder, "lead", ("train", "valid"), "lead-bin")
+    if span:
+        write_span(folder)
+        binarise(folder, "span", ("train", "valid"), "span-bin")
     with open(os.path.join(folder, STAMP_NAME), "w", encoding="utf-8") as text:
         json.dump(stamp, text, indent=1)
 
 
-def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: str = "") -> None:
+def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: str = "", span: bool = False) -> None:
     """Build `out` from the folder `data` in a temporary sibling folder and put it in place when it is whole.
 
     Args:
@@ -250,6 +273,7 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: s
         vocab_size: SentencePiece vocabulary.
         model_type: `unigram` or `bpe`.
         vocabulary: folder made before whose vocabulary is used; "" = a new one is trained.
+        span: make span and span-bin, too.
 
     Raises:
         DataError: input that cannot be used, or `out` is somebody else's folder.
@@ -257,6 +281,8 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: s
     inputs = {name: os.path.join(data, name + ".jsonl.gz") for name in SPLITS}
     hashed = {**inputs, **{name: os.path.join(vocabulary, name) for name in VOCABULARY_FILES if vocabulary}}
     stamp = describe_inputs(hashed, vocab_size, model_type)
+    if span:
+        stamp["span"] = SPAN_WITHIN
     out = os.path.abspath(out)
     if is_complete(out, stamp):
         print("{} is up to date".format(out), file=sys.stderr)
@@ -270,7 +296,7 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: s
     try:
         fresh, old = os.path.join(workshop, "fresh"), os.path.join(workshop, "old")
         os.mkdir(fresh)
-        build(fresh, inputs, stamp, vocabulary)
+        build(fresh, inputs, stamp, vocabulary, span)
         if os.path.isdir(out):
             os.replace(out, old)
         os.replace(fresh, out)
@@ -287,9 +313,11 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=4000, help="SentencePiece pieces (default: %(default)s)")
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="default: %(default)s")
     parser.add_argument("--vocabulary", default="", metavar="FOLDER", help="use the one of a folder made before")
+    parser.add_argument("--span", action="store_true", help="make the second warm-up step's pairs, too")
     arguments = parser.parse_args()
     try:
-        prepare(arguments.data, arguments.out, arguments.vocab_size, arguments.model_type, arguments.vocabulary)
+        settings = (arguments.vocab_size, arguments.model_type, arguments.vocabulary, arguments.span)
+        prepare(arguments.data, arguments.out, *settings)
     except DataError as error:
         sys.exit("prepare.py: error: {}".format(error))
 

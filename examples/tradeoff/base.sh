@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The dense base that every row starts from: a warm start (document -> its first pieces), then document -> summary, both
-# by plain fairseq. Run it again to go on after an interruption; what is finished is not trained again.
+# The dense base that every row starts from, by plain fairseq in three steps: document -> its first pieces (warm),
+# document -> some consecutive pieces of it (span), document -> summary (base). Run it again to go on after an
+# interruption; what is finished is not trained again.
 #
 # Usage: base.sh DATA OUT
-#   DATA  made by examples/quickstart/prepare.py     OUT/base/checkpoint_{best,last}.pt  the base
-# Environment: DIM, FFN, LAYERS (of each stack), HEADS, {WARM,BASE}_UPDATES, {WARM,BASE}_LR, WARM_DROPOUT, MAX_TOKENS,
-#   SOURCE_TOKENS (longer documents are cut), SEED, THREADS, PYTHON, DEVICE_OPTIONS (--cpu; "--cpu --amp" computes
-#   products in bfloat16; "--fp16" on a GPU)
+#   DATA  made by examples/quickstart/prepare.py --span     OUT/base/checkpoint_{best,last}.pt  the base
+# Environment: DIM, FFN, LAYERS (of each stack), HEADS, {WARM,SPAN,BASE}_UPDATES, {WARM,SPAN,BASE}_LR, MAX_TOKENS,
+#   SOURCE_TOKENS (longer documents are cut), SEED, THREADS, PYTHON, DEVICE_OPTIONS ("--cpu --amp": products in
+#   bfloat16; "--fp16" on a GPU)
 set -euo pipefail
 
 if [[ $# -ne 2 ]]; then
@@ -15,13 +16,12 @@ if [[ $# -ne 2 ]]; then
 fi
 data=$1 out=$2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-dim=${DIM:-128} ffn=${FFN:-512} layers=${LAYERS:-6} heads=${HEADS:-4}
-warm_updates=${WARM_UPDATES:-600} base_updates=${BASE_UPDATES:-4000}
-warm_lr=${WARM_LR:-1.5e-3} base_lr=${BASE_LR:-1.2e-3}
-read -ra device <<<"${DEVICE_OPTIONS---cpu}"
-for folder in data-bin lead-bin; do
+dim=${DIM:-256} ffn=${FFN:-1024} layers=${LAYERS:-6} heads=${HEADS:-4}
+warm_updates=${WARM_UPDATES:-500} span_updates=${SPAN_UPDATES:-400} base_updates=${BASE_UPDATES:-3000}
+read -ra device <<<"${DEVICE_OPTIONS---cpu --amp}"
+for folder in lead-bin span-bin data-bin; do
   if [[ ! -d $data/$folder ]]; then
-    echo "base.sh: error: $data holds no $folder; make it with examples/quickstart/prepare.py" >&2
+    echo "base.sh: error: $data holds no $folder; make it with examples/quickstart/prepare.py --span" >&2
     exit 1
   fi
 done
@@ -43,13 +43,13 @@ train() { # NAME UPDATES DATA then fairseq-train's options; OUT/NAME/finished sa
   fi
   mkdir -p "$out/$name"
   "${PYTHON:-python3}" -m fairseq_cli.train "$source" --user-dir "$root/sd_fairseq" --task switchable_translation \
-    -s source -t target --max-source-positions "${SOURCE_TOKENS:-256}" --max-target-positions 64 --truncate-source \
+    -s source -t target --max-source-positions "${SOURCE_TOKENS:-192}" --max-target-positions 64 --truncate-source \
     --encoder-layers "$layers" --decoder-layers "$layers" --encoder-embed-dim "$dim" --decoder-embed-dim "$dim" \
     --encoder-ffn-embed-dim "$ffn" --decoder-ffn-embed-dim "$ffn" \
     --encoder-attention-heads "$heads" --decoder-attention-heads "$heads" --share-all-embeddings \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 \
-    --max-tokens "${MAX_TOKENS:-3072}" --required-batch-size-multiple 1 --seed "${SEED:-1}" --num-workers 0 \
+    --max-tokens "${MAX_TOKENS:-2048}" --required-batch-size-multiple 1 --seed "${SEED:-1}" --num-workers 0 \
     "${device[@]}" --log-format json --log-interval 50 --no-epoch-checkpoints \
     --save-interval-updates 500 --keep-interval-updates 1 --validate-interval-updates 500 \
     --save-dir "$out/$name" --max-update "$updates" "$@" 2>&1 |
@@ -59,12 +59,16 @@ train() { # NAME UPDATES DATA then fairseq-train's options; OUT/NAME/finished sa
 }
 
 # BART's own initialisation (standard deviation 0.02) is made for 1024 dimensions; fairseq's transformer is the same
-# network with these options, initialised by its dimensions.
+# network with these options, initialised by its dimensions. Dropout only hinders what cannot overfit in half an epoch.
 train warm "$warm_updates" "$data/lead-bin" --arch transformer --activation-fn gelu \
   --encoder-learned-pos --decoder-learned-pos --layernorm-embedding --no-scale-embedding \
-  --share-decoder-input-output-embed --lr "$warm_lr" --dropout "${WARM_DROPOUT:-0.1}" --lr-scheduler inverse_sqrt --warmup-updates 150
+  --share-decoder-input-output-embed --dropout 0 --lr "${WARM_LR:-7e-4}" --lr-scheduler inverse_sqrt --warmup-updates 150
 
-# --finetune-from-model gives the start once and leaves a checkpoint of the base's own alone, so that it resumes
-train base "$base_updates" "$data/data-bin" --arch bart_base --dropout 0.1 --finetune-from-model "$out/warm/checkpoint_last.pt" \
-  --lr "$base_lr" --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$base_updates"
+# --finetune-from-model gives the start once and leaves a checkpoint of the step's own alone, so that it resumes.
+# From the first pieces straight to summaries, the model forgets to read within a hundred updates.
+train span "$span_updates" "$data/span-bin" --arch bart_base --finetune-from-model "$out/warm/checkpoint_last.pt" \
+  --dropout 0 --lr "${SPAN_LR:-3e-4}" --lr-scheduler inverse_sqrt --warmup-updates 50
+train base "$base_updates" "$data/data-bin" --arch bart_base --finetune-from-model "$out/span/checkpoint_last.pt" \
+  --dropout 0.1 --lr "${BASE_LR:-4e-4}" --lr-scheduler polynomial_decay --warmup-updates 200 \
+  --total-num-update "$base_updates"
 echo "base: $out/base/checkpoint_best.pt (lowest loss on valid), $out/base/checkpoint_last.pt"

@@ -259,3 +259,15 @@ def test_the_vocabulary_of_a_folder_made_before_reads_other_data(small, tmp_path
     with pytest.raises(prepare.DataError, match="--vocabulary|No such file"):
         prepare.prepare(str(small), str(tmp_path / "third"), 300, "unigram", str(tmp_path / "nowhere"))
     assert not (tmp_path / "third").exists()
+
+
+def test_spans_are_consecutive_pieces_of_their_document_from_the_beginning_of_a_word(small, tmp_path):
+    prepare.prepare(str(small), str(tmp_path / "out"), 300, "unigram", span=True)
+    read = lambda end: (tmp_path / "out" / end).read_text(encoding="utf-8").splitlines()  # noqa: E731
+    documents, spans = read("pieces/train.source"), read("span/train.target")
+    assert documents == read("span/train.source") and len(spans) == 60
+    starts = set()
+    for document, span in zip(documents, spans):
+        assert span.startswith("\u2581") and f" {span} " in f" {document} " and len(span.split()) <= 16
+        starts.add(len(document[: f" {document} ".index(f" {span} ")].split()))
+    assert len(starts) > 20 and (tmp_path / "out" / "span-bin" / "train.source-target.source.bin").is_file()
