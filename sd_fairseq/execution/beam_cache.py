@@ -75,9 +75,15 @@ class SelfAttentionCache:
 
     def append(self, keys_values: Tensor, step: int) -> None:
         """Writes one step's keys and values, [2, K, H, beam, C / H]."""
-        if (step + 1) * self.beam > self.both.size(3):
-            self.both = torch.cat([self.both, torch.zeros_like(self.both)], dim=3)
+        self.make_room(step)
         self.both[:, :, :, step * self.beam : (step + 1) * self.beam] = keys_values
+
+    def make_room(self, step: int) -> bool:
+        """Grows where there is no room for ``step``; tells whether it did."""
+        if (step + 1) * self.beam <= self.both.size(3):
+            return False
+        self.both = torch.cat([self.both, torch.zeros_like(self.both)], dim=3)
+        return True
 
     def attend(self, queries: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
         """Attends over everything up to ``step``.

@@ -3,6 +3,8 @@
 A decoding step multiplies a handful of rows by every weight of the decoder, so its time is the time to read them.
 Stored as PyTorch stores them they are read at a third of the memory's speed; packed once by oneDNN, at its speed.
 Choice: one packing serves every number of rows; oneDNN picks the same layout for 4 and for 1,024.
+Choice: weights are packed at their first product and unpacked for whoever reads them row by row (the native decoder
+step); they are never held in both layouts, and a generation that goes from one to the other pays a copy.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def can_pack(weight: Tensor) -> bool:
 class PackedLinear:
     """``activation(x @ weight.T + bias)`` with a packed copy of the weights where the machine can pack.
 
-    The copy does not follow later changes of the weights.
+    The copy is made at the first product. It does not follow later changes of the weights.
 
     Args:
         weight: [N, K].
@@ -48,14 +50,19 @@ class PackedLinear:
         self.activation = activation
         self.bias = None if bias is None else bias.detach()
         self.is_packed = can_pack(weight)
-        weight = weight.detach()
-        if self.is_packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
-        self.weight = weight
+        self.weight = weight.detach()
+
+    def row_major(self) -> Tensor:
+        """Returns the weights [N, K] as PyTorch stores them; a packed copy is given up for them."""
+        if self.weight.is_mkldnn:
+            self.weight = self.weight.to_dense()
+        return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
         if self.is_packed:
+            if not self.weight.is_mkldnn:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_HINT)
             attribute = "none" if self.activation is None else self.activation
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], "none")
         x = F.linear(x, self.weight, self.bias)

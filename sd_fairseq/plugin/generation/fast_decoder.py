@@ -28,11 +28,7 @@ class CrossAttentionCache:
     """
 
     def __init__(self, layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]):
-        sentences = torch.tensor(kept, dtype=torch.long) if kept is not None else None
-        rows = token_rows(sentences, source.lengths)
-        x = source.x if rows is None else source.x.index_select(0, rows.to(source.x.device))
-        lengths = source.lengths if kept is None else [source.lengths[one] for one in kept]
-        both = layer.cross_keys_values(x)  # [N', 2C]
+        both, lengths = source_keys_values(layer, source, kept)
         longest = max(lengths)
         self.mask: Optional[Tensor] = None
         if min(lengths) < longest:
@@ -69,6 +65,17 @@ class CrossAttentionCache:
         self._keep(count)
 
 
+def source_keys_values(
+    layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]
+) -> Tuple[Tensor, List[int]]:
+    """Computes the keys and values of the kept sentences' tokens, [N', 2C]; returns them and the sentences' lengths."""
+    sentences = torch.tensor(kept, dtype=torch.long) if kept is not None else None
+    rows = token_rows(sentences, source.lengths)
+    x = source.x if rows is None else source.x.index_select(0, rows.to(source.x.device))
+    lengths = source.lengths if kept is None else [source.lengths[one] for one in kept]
+    return layer.cross_keys_values(x), lengths
+
+
 class LayerSearch:
     """One decoder layer during a search: its weights, its caches, and who keeps what.
 
@@ -80,19 +87,21 @@ class LayerSearch:
         keeps_norm: a skipped sub-layer still applies its LayerNorm.
     """
 
+    source_cache: Any = CrossAttentionCache
+
     def __init__(self, layer: LayerWeights, source: EncodedSource, beam: int, index: int, keeps_norm: bool):
         self.layer, self.beam, self.keeps_norm = layer, beam, keeps_norm
         decisions, device = source.decisions, source.x.device
         attention, cross = decisions.decoder_attention[:, index], decisions.decoder_cross_attention[:, index]
         self.slots = [Slots(kept_list(keep)) for keep in (attention, cross, decisions.decoder_ffn[:, index])]
         self.self_cache: Optional[SelfAttentionCache] = None
-        self.cross_cache: Optional[CrossAttentionCache] = None
+        self.cross_cache: Any = None
         kept = int(attention.sum())
         if kept:
             dtype = cache_dtype(source.x.dtype, device)
             self.self_cache = SelfAttentionCache(kept, layer.heads, layer.head_dim, beam, dtype, device)
         if bool(cross.any()):
-            self.cross_cache = CrossAttentionCache(layer, source, self.slots[1].kept)
+            self.cross_cache = self.source_cache(layer, source, self.slots[1].kept)
         self._find_rows(device)
 
     def _find_rows(self, device: torch.device) -> None:
@@ -160,19 +169,27 @@ class DecoderSearch:
         beam: hypotheses a sentence.
     """
 
+    layer_search: Any = LayerSearch
+
     def __init__(self, model: Any, weights: FastWeights, source: EncodedSource, beam: int):
         self.decoder, self.weights, self.beam = model.decoder, weights, beam
         self.device = source.x.device
         sentences = len(source.lengths)
         keeps_norm = self.decoder.skip_keeps_layer_norm
         self.layers = [
-            LayerSearch(layer, source, beam, index, keeps_norm) for index, layer in enumerate(weights.decoder_layers)
+            self.layer_search(layer, source, beam, index, keeps_norm)
+            for index, layer in enumerate(weights.decoder_layers)
         ]
-        dtype = cache_dtype(weights.precision.dtype, self.device)
-        self.ancestry = AncestryMask(sentences, beam, dtype, self.device) if beam > 1 else None
+        self.ancestry = self._build_ancestry(sentences)
         self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
         self._find_order()
         self.steps = 0
+
+    def _build_ancestry(self, sentences: int) -> Any:
+        if self.beam == 1:
+            return None
+        dtype = cache_dtype(self.weights.precision.dtype, self.device)
+        return AncestryMask(sentences, self.beam, dtype, self.device)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Decodes one step.
@@ -183,25 +200,32 @@ class DecoderSearch:
         Returns:
             Logits [R, V] in the search's order.
         """
-        step = self.steps
         x = self._embed(tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows))
+        x = self._run_layers(x, self.steps)
+        self.steps += 1
+        return self._run_head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
+
+    def _run_layers(self, x: Tensor, step: int) -> Tensor:
+        """Runs everything between embedding and logits on [R, C]."""
+        if self.weights.embedding_norm is not None:
+            x = self.weights.embedding_norm(x)
         heads = self.weights.decoder_layers[0].heads
         mask = None if self.ancestry is None else for_heads(self.ancestry.upto(step), heads)
         for layer in self.layers:
             x = layer.run(x, step, mask)
-        if self.weights.decoder_norm is not None:
-            x = self.weights.decoder_norm(x)
-        self.steps += 1
-        return self.weights.head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
+        return x if self.weights.decoder_norm is None else self.weights.decoder_norm(x)
+
+    def _run_head(self, x: Tensor) -> Tensor:
+        """Makes logits: [R, C] -> [R, V]."""
+        return self.weights.head(x)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """Embeds the newest of [R, step + 1] tokens: [R, C]."""
+        """Embeds the newest of [R, step + 1] tokens, without LayerNorm: [R, C]."""
         decoder = self.decoder
         x = decoder.embed_scale * F.embedding(tokens[:, -1], decoder.embed_tokens.weight)
         if decoder.embed_positions is not None:
             x = x + decoder.embed_positions(tokens, incremental_state={})[:, -1]
-        x = x.to(self.weights.precision.dtype)
-        return x if self.weights.embedding_norm is None else self.weights.embedding_norm(x)
+        return x.to(self.weights.precision.dtype)
 
     def reorder(self, new_order: Tensor) -> None:
         """Follows the search to its next step.

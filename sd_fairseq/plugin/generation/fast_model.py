@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision
+from sd_fairseq.plugin.generation.native_search import start_search
 
 PRECISIONS = {
     "model": None,
@@ -102,9 +102,8 @@ class FastModel(EnsembleModel):
         state = incremental_states[0]
         if "search" not in state:
             source = encoder_outs[0]
-            state["search"] = DecoderSearch(
-                self.single_model, self.weights, source, tokens.size(0) // len(source.lengths)
-            )
+            beam = tokens.size(0) // len(source.lengths)
+            state["search"] = start_search(self.single_model, self.weights, source, beam)
         logits = state["search"].step(tokens)
         if temperature != 1.0:
             logits = logits.div_(temperature)

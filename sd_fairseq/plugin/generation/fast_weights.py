@@ -72,6 +72,7 @@ class FeedForward:
     """
 
     def __init__(self, layer: nn.Module, activation: str, precision: Precision):
+        self.name = activation
         fused = activation if activation in FUSED_ACTIVATIONS else None
         self.first = pack([layer.fc1], precision, fused)
         self.activation = None if fused else layer.activation_fn
