@@ -48,14 +48,12 @@ inline void multiply(const T* x, const T* const* weights, long K, float* out) {
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < TILE; n++) sums[r][n] = _mm512_setzero_ps();
     const T *w0 = weights[0], *w1 = weights[1], *w2 = weights[2], *w3 = weights[3];
+    const char* next = (const char*)(w0 + TILE * K);
     for (long k = 0; k < K; k += STEP) {
         const typename Number::Chunk c0 = Number::load(w0 + k), c1 = Number::load(w1 + k);
         const typename Number::Chunk c2 = Number::load(w2 + k), c3 = Number::load(w3 + k);
-        // The next four rows of weights: the machine's own prefetching ends with every page
-        _mm_prefetch((const char*)(w0 + TILE * K + k), _MM_HINT_T0);
-        _mm_prefetch((const char*)(w1 + TILE * K + k), _MM_HINT_T0);
-        _mm_prefetch((const char*)(w2 + TILE * K + k), _MM_HINT_T0);
-        _mm_prefetch((const char*)(w3 + TILE * K + k), _MM_HINT_T0);
+        // The next four rows, in the order of memory: four streams at once are read at two thirds of one's speed
+        for (int n = 0; n < TILE; n++) _mm_prefetch(next + TILE * k * sizeof(T) + n * 64, _MM_HINT_T1);
         for (int r = 0; r < ROWS; r++) {
             const typename Number::Chunk one = Number::load(x + r * K + k);
             sums[r][0] = Number::multiply_add(sums[r][0], one, c0);
