@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
-SOURCES := setup.py $(shell find sd_fairseq -name '*.py')
+SOURCES := setup.py $(shell find sd_fairseq -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint bench matrix clean setup
 .DELETE_ON_ERROR:

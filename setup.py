@@ -43,6 +43,7 @@ setup(
     license_files=["LICENSE"],
     author="sd_fairseq authors",
     packages=find_packages(include=["sd_fairseq", "sd_fairseq.*"]),
+    package_data={"sd_fairseq.execution.native": ["*.cpp", "*.h"]},
     python_requires=">=3.8",
     install_requires=FAIRSEQ
     + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "nltk", "scikit-learn", "tabulate", "tqdm"],

@@ -14,7 +14,9 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
 from sd_fairseq.execution import packed_linear
+from sd_fairseq.execution.native import library
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation import native_search
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.fast_weights import FeedForward
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
@@ -46,6 +48,17 @@ SEARCHES = {
 }
 
 
+@pytest.fixture(params=["pytorch", "native"])
+def steps(request, monkeypatch):
+    """Decoder steps in PyTorch, or natively whatever the number of rows."""
+    if request.param == "pytorch":
+        monkeypatch.setenv(library.SWITCH, "0")
+    elif library.load() is None:
+        pytest.skip("the native decoder step cannot be had here")
+    monkeypatch.setattr(native_search, "MOST_ROWS", 10**6)
+    return request.param
+
+
 def build(variant="together", seed=1):
     torch.manual_seed(seed)
     options = {"sd_policy": "network", "max_target_positions": 160, **VARIANTS[variant]}
@@ -75,7 +88,7 @@ def check_same(expected, found):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("beam", [1, 4, 5])
-def test_fast_equals_fairseq(variant, beam):
+def test_fast_equals_fairseq(variant, beam, steps):
     model, batch = build(variant), random_batch()
     assert len({str(model.space.describe(path, 0)) for path in paths_of(model, batch)}) > 1, "paths should differ"
     expected = run(model, batch.net_input, beam, fast=False)
@@ -87,6 +100,7 @@ def test_fast_equals_fairseq(variant, beam):
 def test_fast_equals_fairseq_with_packed_weights(beam, monkeypatch):
     """Weights of tests are too small to be packed otherwise."""
     monkeypatch.setattr(packed_linear, "PACK_FROM", 0)
+    monkeypatch.setenv(library.SWITCH, "0")
     model, batch = build(), random_batch()
     assert packed_linear.can_pack(model.decoder.layers[0].fc1.weight) == torch.backends.mkldnn.is_available()
     check_same(run(model, batch.net_input, beam, fast=False), run(model, batch.net_input, beam, fast=True))
@@ -99,13 +113,13 @@ def paths_of(model, batch):
 
 @pytest.mark.parametrize("options", SEARCHES)
 @pytest.mark.parametrize("beam", [1, 4])
-def test_fast_equals_fairseq_under_every_search_option(options, beam):
+def test_fast_equals_fairseq_under_every_search_option(options, beam, steps):
     model, batch = build(), random_batch()
     expected = run(model, batch.net_input, beam, fast=False, **SEARCHES[options])
     check_same(expected, run(model, batch.net_input, beam, fast=True, **SEARCHES[options]))
 
 
-def test_fast_equals_fairseq_with_prefixes():
+def test_fast_equals_fairseq_with_prefixes(steps):
     model, batch = build(), random_batch()
     prefix = torch.randint(4, VOCABULARY, (6, 3))
     prefix[1, 2] = prefix[4, 1] = prefix[4, 2] = model.decoder.dictionary.pad()
@@ -115,7 +129,7 @@ def test_fast_equals_fairseq_with_prefixes():
 
 
 @pytest.mark.parametrize("strategy", ["sampling", "siblings"])
-def test_fast_equals_fairseq_with_other_searches(strategy):
+def test_fast_equals_fairseq_with_other_searches(strategy, steps):
     model, batch, found = build(), random_batch(), []
     dictionary = model.decoder.dictionary
     for fast in (False, True):
@@ -127,14 +141,14 @@ def test_fast_equals_fairseq_with_other_searches(strategy):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
-def test_fast_equals_fairseq_on_given_paths(keep):
+def test_fast_equals_fairseq_on_given_paths(keep, steps):
     model, batch = build("cross-attention apart"), random_batch()
     net_input = along(batch, random_decisions(model.space, 6, keep))
     check_same(run(model, net_input, 4, fast=False), run(model, net_input, 4, fast=True))
 
 
 @pytest.mark.parametrize("beam", [1, 4, 5])
-def test_fast_equals_fairseq_on_500_real_documents(beam):
+def test_fast_equals_fairseq_on_500_real_documents(beam, steps):
     documents = read_documents(500)
     counts = Counter(word for words in documents for word in words)
     dictionary = Dictionary()
@@ -164,7 +178,7 @@ def read_documents(count):
     return [text.split()[:200] for text in texts[:count]]
 
 
-def test_fast_model_follows_an_optimizer():
+def test_fast_model_follows_an_optimizer(steps):
     """Also one that writes to the weights' data behind the version counter's back."""
     model, batch = build(), random_batch()
     fast = FastModel(model)
@@ -181,7 +195,7 @@ def test_fast_model_follows_an_optimizer():
     assert [one[0]["tokens"].tolist() for one in before] != [one[0]["tokens"].tolist() for one in after]
 
 
-def test_nothing_of_a_search_stays_behind():
+def test_nothing_of_a_search_stays_behind(steps):
     model, batch = build(), random_batch()
     expected = model(batch.src_tokens, batch.src_lengths, batch.prev_output_tokens)[0]
     first = run(model, batch.net_input, 4, fast=True)
@@ -191,6 +205,7 @@ def test_nothing_of_a_search_stays_behind():
 
 def test_skipped_sublayers_are_not_run(monkeypatch):
     """Feed-forward products see exactly the tokens of the examples that keep them."""
+    monkeypatch.setenv(library.SWITCH, "0")
     model, batch = build(), random_batch()
     decisions = random_decisions(model.space, 6, 0.5)
     decisions = decisions.__class__(**{**decisions.__dict__, "token_choice": torch.zeros(6, dtype=torch.long)})
@@ -212,7 +227,7 @@ def test_skipped_sublayers_are_not_run(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision, bound", [("bfloat16", 0.15), ("int8", 0.15)])
-def test_lower_precision_stays_close(precision, bound):
+def test_lower_precision_stays_close(precision, bound, steps):
     """Hypotheses of lower precision score nearly what the float32 model gives them on the same path."""
     model, batch = build(), random_batch()
     decisions = random_decisions(model.space, 6, 0.7)

@@ -1,4 +1,4 @@
-"""The native decoder step's side in Python: its structures, what they point to, and its calls.
+"""The native decoder step's side in Python: what its structures point to, and its calls.
 
 Everything that a structure points to is held beside it, so that a search may outlive the weights it began with.
 """
@@ -6,60 +6,22 @@ Everything that a structure points to is held beside it, so that a search may ou
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from typing import Any, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from sd_fairseq.execution.beam_cache import FIRST_STEPS, SelfAttentionCache, Slots
+from sd_fairseq.execution.beam_cache import SelfAttentionCache, Slots
+from sd_fairseq.execution.native.caches import SourceCache, is_bf16
+from sd_fairseq.execution.native.structures import (
+    DecoderPointers,
+    LayerPointers,
+    NormPointers,
+    ProductPointers,
+)
 
-LANES = 16  # numbers in a register, as in vectors.h
 ACTIVATIONS = {"gelu": 0, "relu": 1}
-
-
-class ProductPointers(ctypes.Structure):
-    """Mirrors ``Product``."""
-
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("inputs", c_int64)]
-
-
-class NormPointers(ctypes.Structure):
-    """Mirrors ``Norm``."""
-
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_double)]
-
-
-class SublayerPointers(ctypes.Structure):
-    """Mirrors ``Sublayer``."""
-
-    _fields_ = [
-        *[("first", ProductPointers), ("last", ProductPointers), ("norm", NormPointers)],
-        *[("kept", c_int64), ("skipped", c_int64), ("kept_slots", c_void_p), ("skipped_slots", c_void_p)],
-    ]
-
-
-class LayerPointers(ctypes.Structure):
-    """Mirrors ``Layer``."""
-
-    _fields_ = [
-        *[("attention", SublayerPointers), ("cross", SublayerPointers), ("ffn", SublayerPointers)],
-        *[("self_keys", c_void_p), ("self_values", c_void_p), ("self_stride", c_int64)],
-        *[("cross_keys", c_void_p), ("cross_values", c_void_p)],
-        *[("source_lengths", c_void_p), ("source_padded", c_int64)],
-    ]
-
-
-class DecoderPointers(ctypes.Structure):
-    """Mirrors ``Decoder``."""
-
-    _fields_ = [
-        ("layers", POINTER(LayerPointers)),
-        *[(name, c_int64) for name in ("layer_count", "dim", "heads", "beam", "sentences", "activation")],
-        *[(name, c_int64) for name in ("norm_before", "skip_keeps_norm", "threads")],
-        *[("embedding_norm", NormPointers), ("final_norm", NormPointers)],
-        *[("input", c_void_p), ("inner", c_void_p), ("projected", c_void_p)],
-    ]
 
 
 class Linear(NamedTuple):
@@ -106,68 +68,6 @@ def why_not(shape: Shape) -> Optional[str]:
     if shape.dim % 32 or shape.inner % 32 or (shape.dim // shape.heads) % 2:
         return f"sizes {shape.dim}, {shape.inner}, {shape.dim // shape.heads} are no multiples of 32, 32 and 2"
     return None
-
-
-class SourceCache:
-    """Keys and values of the source, for the sentences that keep one layer's cross-attention.
-
-    Args:
-        library: the native one.
-        both: [N', 2C], keys and values of the kept sentences' tokens, one sentence after the other.
-        lengths: of the kept sentences.
-        heads: H.
-    """
-
-    def __init__(self, library: Any, both: Tensor, lengths: Sequence[int], heads: int):
-        size = both.size(1) // 2 // heads
-        width = -(-size // LANES) * LANES
-        self.padded = -(-max(lengths) // LANES) * LANES
-        self.lengths = torch.tensor(lengths)
-        self.keys = both.new_zeros(len(lengths), heads, self.padded * size)
-        self.values = both.new_zeros(len(lengths), heads, self.padded * width)
-        both = both.contiguous()
-        library.pack_source(
-            *(is_bf16(both), c_void_p(both.data_ptr()), c_void_p(self.lengths.data_ptr())),
-            *(c_int64(number) for number in (len(lengths), heads, size, self.padded)),
-            *(c_void_p(self.keys.data_ptr()), c_void_p(self.values.data_ptr()), c_int64(torch.get_num_threads())),
-        )
-
-    def move(self, target: int, source: int, count: int) -> None:
-        """Puts sentence ``source`` in the place of ``target``; the first ``count`` sentences are left."""
-        if target != source:
-            for part in (self.keys, self.values, self.lengths):
-                part[target] = part[source]
-
-
-class Ancestors:
-    """Which hypothesis every hypothesis of a sentence continues, at every step; the counterpart of AncestryMask.
-
-    Args:
-        sentences: B.
-        beam: hypotheses a sentence.
-    """
-
-    def __init__(self, sentences: int, beam: int):
-        own = torch.arange(beam, dtype=torch.int32).view(1, beam, 1)
-        self.table = own.repeat(sentences, 1, FIRST_STEPS)  # [B, beam, steps]
-
-    def upto(self, step: int) -> Tensor:
-        """Returns the table with room for ``step``."""
-        if step >= self.table.size(2):
-            own = self.table[:, :, -1:]  # not reached yet, so every hypothesis's own
-            self.table = torch.cat([self.table, own.expand_as(self.table)], dim=2)
-        return self.table
-
-    def reorder(self, parents: Tensor, steps: int) -> None:
-        """Lets every hypothesis take over the ancestors of its parent; as :meth:`AncestryMask.reorder`."""
-        before = self.table[:, :, :steps]
-        self.table[:, :, :steps] = before.gather(1, parents.unsqueeze(2).expand_as(before))
-
-    def move(self, target: int, source: int, count: int) -> None:
-        """Puts sentence ``source`` in the place of ``target``; the first ``count`` sentences are left."""
-        if target != source:
-            self.table[target] = self.table[source]
-        self.table = self.table[:count]
 
 
 class NativeDecoder:
@@ -279,8 +179,3 @@ class NativeDecoder:
         x_at, input_at, out_at = pointers
         self.library.multiply_head(ctypes.byref(self.head), is_bf16(self.input), x_at, rows, input_at, out_at, threads)
         return out
-
-
-def is_bf16(value: Tensor) -> int:
-    """1 for bfloat16, 0 for float32: the native calls' choice between their two precisions."""
-    return int(value.dtype == torch.bfloat16)

@@ -185,7 +185,7 @@ static void pack(const T* both, const int64_t* lengths, long sentences, long hea
             for (long s = 0; s < lengths[sentence]; s++) {
                 const T* from = both + (first + s) * 2 * dim + task % heads * size;
                 T* block = key + s / LANES * LANES * size + s % LANES * PAIR;
-                for (long d = 0; d < size; d++) block[d / PAIR * LANES * PAIR + d % PAIR] = from[d];
+                for (long d = 0; d < size; d += PAIR) std::copy_n(from + d, PAIR, block + d * LANES);
                 std::copy_n(from + dim, size, value + s * width);
             }
         }

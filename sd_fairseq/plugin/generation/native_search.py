@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sd_fairseq.execution.native import decoder as native
 from sd_fairseq.execution.native import library
+from sd_fairseq.execution.native.caches import Ancestors, SourceCache
 from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch, LayerSearch, source_keys_values
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource
-from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights, Norm, Product, Residual
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights, Norm, Product
 
-MOST_ROWS = 16  # for more, oneDNN's matrix kernel is as fast or faster
+MOST_ROWS = 32  # measured faster up to there; oneDNN's matrix kernel gains with every row more
 
 
 def start_search(model: Any, weights: FastWeights, source: EncodedSource, beam: int) -> DecoderSearch:
@@ -43,7 +44,7 @@ def shape_of(model: Any, weights: FastWeights) -> native.Shape:
 def sublayers_of(layer: LayerWeights) -> List[native.Sublayer]:
     """Returns a layer's weights, row by row."""
     return [
-        native.Sublayer(linear_of(first), linear_of(last), norm_of(residual))
+        native.Sublayer(linear_of(first), linear_of(last), norm_of(residual.norm))
         for first, last, residual in (
             (layer.qkv, layer.attention_out, layer.attention_residual),
             (layer.cross_query, layer.cross_out, layer.cross_residual),
@@ -57,12 +58,7 @@ def linear_of(product: Product) -> native.Linear:
     return native.Linear(product.row_major(), product.bias)
 
 
-def norm_of(residual: Residual) -> native.LayerNorm:
-    """Returns a sub-layer's LayerNorm."""
-    return plain_norm(residual.norm)
-
-
-def plain_norm(norm: Norm) -> native.LayerNorm:
+def norm_of(norm: Norm) -> native.LayerNorm:
     """Returns a LayerNorm's weights."""
     return native.LayerNorm(norm.weight, norm.bias, norm.eps)
 
@@ -71,9 +67,9 @@ class NativeLayerSearch(LayerSearch):
     """A layer's caches, with the source as the native attention reads it."""
 
     @staticmethod
-    def source_cache(layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]) -> native.SourceCache:
+    def source_cache(layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]) -> SourceCache:
         """Makes the keys and values of the source."""
-        return native.SourceCache(library.load(), *source_keys_values(layer, source, kept), layer.heads)
+        return SourceCache(library.load(), *source_keys_values(layer, source, kept), layer.heads)
 
 
 class NativeSearch(DecoderSearch):
@@ -83,7 +79,7 @@ class NativeSearch(DecoderSearch):
 
     def __init__(self, model: Any, weights: FastWeights, source: EncodedSource, beam: int):
         super().__init__(model, weights, source, beam)
-        norms = (None if one is None else plain_norm(one) for one in (weights.embedding_norm, weights.decoder_norm))
+        norms = (None if one is None else norm_of(one) for one in (weights.embedding_norm, weights.decoder_norm))
         self.native = native.NativeDecoder(
             *(library.load(), shape_of(model, weights)),
             [sublayers_of(layer) for layer in weights.decoder_layers],
@@ -91,8 +87,8 @@ class NativeSearch(DecoderSearch):
         )
         self._point()
 
-    def _build_ancestry(self, sentences: int) -> native.Ancestors:
-        return native.Ancestors(sentences, self.beam)
+    def _build_ancestry(self, sentences: int) -> Ancestors:
+        return Ancestors(sentences, self.beam)
 
     def _point(self) -> None:
         """Tells the native decoder where everything is now."""
