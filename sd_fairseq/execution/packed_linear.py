@@ -3,8 +3,8 @@
 A decoding step multiplies a handful of rows by every weight of the decoder, so its time is the time to read them.
 Stored as PyTorch stores them they are read at a third of the memory's speed; packed once by oneDNN, at its speed.
 Choice: one packing serves every number of rows; oneDNN picks the same layout for 4 and for 1,024.
-Choice: weights are packed at their first product and unpacked for whoever reads them row by row (the native decoder
-step); they are never held in both layouts, and a generation that goes from one to the other pays a copy.
+Choice: weights that the native decoder step may read row by row are packed at their first product here, and unpacked
+for that step's next; they are never held in both layouts, and a generation that goes from one to the other pays a copy.
 """
 
 from __future__ import annotations
@@ -36,21 +36,31 @@ def can_pack(weight: Tensor) -> bool:
 class PackedLinear:
     """``activation(x @ weight.T + bias)`` with a packed copy of the weights where the machine can pack.
 
-    The copy is made at the first product. It does not follow later changes of the weights.
+    The copy does not follow later changes of the weights.
 
     Args:
         weight: [N, K].
         bias: [N] or None.
         activation: ``gelu`` or ``relu``, fused into the product where packed; None = none.
+        late: pack at the first product only.
     """
 
-    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None, activation: Optional[str] = None):
+    def __init__(
+        self, weight: Tensor, bias: Optional[Tensor] = None, activation: Optional[str] = None, late: bool = False
+    ):
         if activation is not None and activation not in FUSED_ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is not one of {', '.join(FUSED_ACTIVATIONS)}")
         self.activation = activation
         self.bias = None if bias is None else bias.detach()
         self.is_packed = can_pack(weight)
         self.weight = weight.detach()
+        if not late:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Packs the weights where they can be and are not."""
+        if self.is_packed and not self.weight.is_mkldnn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_HINT)
 
     def row_major(self) -> Tensor:
         """Returns the weights [N, K] as PyTorch stores them; a packed copy is given up for them."""
@@ -61,8 +71,7 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
         if self.is_packed:
-            if not self.weight.is_mkldnn:
-                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_HINT)
+            self._pack()
             attribute = "none" if self.activation is None else self.activation
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], "none")
         x = F.linear(x, self.weight, self.bias)

@@ -69,14 +69,15 @@ class FeedForward:
         layer: a fairseq encoder or decoder layer.
         activation: name of its activation function.
         precision: see :class:`Precision`.
+        late: see :class:`PackedLinear`.
     """
 
-    def __init__(self, layer: nn.Module, activation: str, precision: Precision):
+    def __init__(self, layer: nn.Module, activation: str, precision: Precision, late: bool = False):
         self.name = activation
         fused = activation if activation in FUSED_ACTIVATIONS else None
-        self.first = pack([layer.fc1], precision, fused)
+        self.first = pack([layer.fc1], precision, fused, late=late)
         self.activation = None if fused else layer.activation_fn
-        self.second = pack([layer.fc2], precision)
+        self.second = pack([layer.fc2], precision, late=late)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
@@ -94,21 +95,22 @@ class LayerWeights:
     """
 
     def __init__(self, layer: nn.Module, activation: str, precision: Precision):
-        attention = layer.self_attn
+        attention, cross = layer.self_attn, getattr(layer, "encoder_attn", None)
+        late = cross is not None  # the native decoder step may come first
         self.heads, self.head_dim = attention.num_heads, attention.head_dim
         before = layer.normalize_before
         scale = self.head_dim**-0.5
         self.attention_residual = Residual(Norm(layer.self_attn_layer_norm, precision.dtype), before)
-        self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj], precision, scales=(scale, 1.0, 1.0))
-        self.attention_out = pack([attention.out_proj], precision)
+        three = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = pack(three, precision, scales=(scale, 1.0, 1.0), late=late)
+        self.attention_out = pack([attention.out_proj], precision, late=late)
         self.ffn_residual = Residual(Norm(layer.final_layer_norm, precision.dtype), before)
-        self.ffn = FeedForward(layer, activation, precision)
-        cross = getattr(layer, "encoder_attn", None)
+        self.ffn = FeedForward(layer, activation, precision, late)
         if cross is not None:
             self.cross_residual = Residual(Norm(layer.encoder_attn_layer_norm, precision.dtype), before)
-            self.cross_query = pack([cross.q_proj], precision, scales=(scale,))
+            self.cross_query = pack([cross.q_proj], precision, scales=(scale,), late=late)
             self.cross_keys_values = pack([cross.k_proj, cross.v_proj], precision)
-            self.cross_out = pack([cross.out_proj], precision)
+            self.cross_out = pack([cross.out_proj], precision, late=late)
 
 
 class FastWeights:
@@ -129,7 +131,7 @@ class FastWeights:
         self.encoder_norm = optional_norm(encoder.layer_norm, precision.dtype)
         self.decoder_norm = optional_norm(decoder.layer_norm, precision.dtype)
         self.embedding_norm = optional_norm(decoder.layernorm_embedding, precision.dtype)
-        self.head = pack([decoder.output_projection], precision)
+        self.head = pack([decoder.output_projection], precision, late=True)
 
     def is_of(self, model: Any) -> bool:
         """Tells whether the model's weights are still those that were packed."""
@@ -142,7 +144,11 @@ def optional_norm(module: Optional[nn.Module], dtype: torch.dtype) -> Optional[N
 
 
 def pack(
-    linears: List[nn.Module], precision: Precision, activation: Optional[str] = None, scales: Tuple[float, ...] = ()
+    linears: List[nn.Module],
+    precision: Precision,
+    activation: Optional[str] = None,
+    scales: Tuple[float, ...] = (),
+    late: bool = False,
 ) -> Product:
     """Packs linear layers of one input into one product, each scaled by its factor."""
     factors = scales or (1.0,) * len(linears)
@@ -153,7 +159,8 @@ def pack(
         bias = torch.cat([scaled(bias_of(linear), factor) for linear, factor in zip(linears, factors)])
     if precision.int8:
         return Int8Linear(weights, bias, activation)
-    return PackedLinear(weights.to(precision.dtype), None if bias is None else bias.to(precision.dtype), activation)
+    bias = None if bias is None else bias.to(precision.dtype)
+    return PackedLinear(weights.to(precision.dtype), bias, activation, late)
 
 
 def scaled(value: Tensor, factor: float) -> Tensor:
