@@ -19,10 +19,10 @@ from sd_fairseq.cost.path_flops import Lengths, path_flops, relative_flops
 from sd_fairseq.cost.sublayer_flops import ffn_flops, self_attention_flops
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.token_strategies import kept_token_mask
-from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch
 from sd_fairseq.plugin.generation.fast_encoder import encode
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.generation.fast_weights import FastWeights
+from sd_fairseq.plugin.generation.native_search import start_search
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
@@ -66,7 +66,7 @@ class Bench:
     def decode(self, source: Any) -> None:
         """``STEPS`` steps of a beam search's decoder that always keeps its hypotheses apart."""
         beam = self.args.beam
-        search = DecoderSearch(self.model, self.weights, source, beam)
+        search = start_search(self.model, self.weights, source, beam)
         tokens = torch.full((self.batch * beam, STEPS + 1), 5)
         order = torch.arange(self.batch * beam)
         for step in range(STEPS):

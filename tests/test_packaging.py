@@ -79,6 +79,14 @@ def run_setup(*arguments):
     return outcome.stdout.strip().splitlines()[-1]
 
 
+def test_installing_brings_every_source(tmp_path):
+    """The native ones too, which are compiled where they are used."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=str(ROOT), check=True)
+    wanted = {path.relative_to(ROOT) for kind in ("*.py", "*.cpp", "*.h") for path in PACKAGE.rglob(kind)}
+    assert wanted == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_version_is_read_from_its_file():
     scope = {}
     exec((PACKAGE / "version.py").read_text(encoding="utf-8"), scope)
