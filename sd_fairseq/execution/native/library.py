@@ -1,4 +1,4 @@
-"""Compiles the native decoder step at its first use and loads it.
+"""Compiles the native library at its first use and loads it.
 
 Choice: a plain C interface called through ctypes instead of a PyTorch extension: it compiles in seconds without
 PyTorch's headers, and one source serves every version of Python and PyTorch.
@@ -23,9 +23,9 @@ import torch
 logger = logging.getLogger(__name__)
 
 SWITCH = "SD_FAIRSEQ_NATIVE"  # environment variable; 0 = PyTorch's way always
-SOURCE = "decoder_step.cpp"
+SOURCE = "native.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-w")
-NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}  # of the processor; avx512_bf16 is used where it is
+NEEDED = {"avx512f", "avx512bw", "avx512vl"}  # of the processor; avx512_bf16 is used where it is
 COMPILING_TAKES = 300  # seconds, at most
 OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[^/]*\.so[^/]*$")
 
@@ -54,7 +54,7 @@ def load_once(compiler: str, folder: Path) -> Optional[ctypes.CDLL]:
         ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("decoder steps run in PyTorch, the native one cannot be had: %s", error)
+        logger.info("generation runs in PyTorch alone, its native part cannot be had: %s", error)
         return None
 
 
@@ -78,11 +78,11 @@ def build(compiler: str, folder: Path, flags: Set[str]) -> Path:
     parts = [*FLAGS, version, *sorted(flags)]
     parts += [path.read_text(encoding="utf-8") for path in sorted([here / SOURCE, *here.glob("*.h")])]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    path = folder / f"decoder_step-{name}.so"
+    path = folder / f"native-{name}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=str(folder)) as beside:
-            made, library = os.path.join(beside, "step.o"), os.path.join(beside, "step.so")
+            made, library = os.path.join(beside, "native.o"), os.path.join(beside, "native.so")
             run([*command, *FLAGS, "-c", str(here / SOURCE), "-o", made])
             run([*command, "-shared", made, "-o", library])  # without -fopenmp: see load_once
             os.replace(library, str(path))

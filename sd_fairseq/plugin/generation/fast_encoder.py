@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.token_strategies import kept_token_mask
+from sd_fairseq.execution.native.within import attend_within, kernel_for
 from sd_fairseq.execution.sublayers import KeptRows, find_kept_rows, run_kept_rows
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
 from sd_fairseq.plugin.models.switchable_encoder import Decider, PathRequest
@@ -103,7 +104,11 @@ def run_layer(
 def self_attention(layer: LayerWeights, x: Tensor, lengths: Sequence[int]) -> Tensor:
     """Attends inside every sentence: [N, C] -> [N, C], before the output projection."""
     heads, dim = layer.heads, layer.head_dim
-    qkv = layer.qkv(x).view(-1, 3, heads, dim)  # [N, 3, H, D]
+    qkv = layer.qkv(x)
+    kernel = kernel_for(qkv, heads)
+    if kernel is not None:
+        return attend_within(kernel, qkv, lengths, heads)
+    qkv = qkv.view(-1, 3, heads, dim)  # [N, 3, H, D]
     if len(set(lengths)) == 1:
         groups = [qkv.view(len(lengths), lengths[0], 3, heads, dim)]
     else:
