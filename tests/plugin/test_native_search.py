@@ -100,6 +100,22 @@ def test_native_steps_equal_pytorchs_in_every_kind_of_model(precision, kind):
     check_close(*found, BOUNDS[precision])
 
 
+def test_bfloat16_is_nearer_to_float32_than_pytorchs():
+    """Between the sub-layers nothing is rounded."""
+    model, found = build(encoder_embed_dim=64), {}
+    decisions = random_decisions(model.space, len(LENGTHS), 0.8)
+    for name, precision, way in (
+        ("exact", "float32", DecoderSearch),
+        ("pytorch", "bfloat16", DecoderSearch),
+        ("native", "bfloat16", NativeSearch),
+    ):
+        weights = FastWeights(model, PRECISIONS[precision])
+        logits = drive(way(model, weights, random_source(model, precision, decisions), 4), 6, 4)
+        found[name] = torch.stack([part for step in logits for part in step.values()])
+    errors = {name: float((found[name] - found["exact"]).abs().mean()) for name in ("pytorch", "native")}
+    assert errors["native"] < errors["pytorch"], errors
+
+
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_batch_mates_do_not_matter(precision):
     model = build()
