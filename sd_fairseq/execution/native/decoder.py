@@ -59,15 +59,10 @@ class Shape(NamedTuple):
     dtype: torch.dtype
 
 
-def why_not(shape: Shape) -> Optional[str]:
-    """Tells why a decoder cannot run natively; None = it can."""
-    if shape.dtype not in (torch.float32, torch.bfloat16):
-        return f"{shape.dtype}"
-    if shape.activation not in ACTIVATIONS:
-        return f"activation {shape.activation}"
-    if shape.dim % 32 or shape.inner % 32 or (shape.dim // shape.heads) % 2:
-        return f"sizes {shape.dim}, {shape.inner}, {shape.dim // shape.heads} are no multiples of 32, 32 and 2"
-    return None
+def can_run(shape: Shape) -> bool:
+    """Tells whether a decoder can run natively; products read 32 inputs at once, attention pairs of a head's."""
+    whole = shape.dim % 32 == 0 and shape.inner % 32 == 0 and shape.dim // shape.heads % 2 == 0
+    return whole and shape.activation in ACTIVATIONS and shape.dtype in (torch.float32, torch.bfloat16)
 
 
 class NativeDecoder:
@@ -75,7 +70,7 @@ class NativeDecoder:
 
     Args:
         library: see :func:`sd_fairseq.execution.native.library.load`.
-        shape: of the decoder, one that :func:`why_not` has nothing against.
+        shape: of the decoder, one that :func:`can_run`.
         layers: self-attention, cross-attention and feed-forward sub-layer of each.
         head: the product that makes logits.
         embedding_norm, final_norm: before and after the layers, or None.
@@ -108,11 +103,18 @@ class NativeDecoder:
         projected = torch.empty(rows, 3 * shape.dim)
         self.pointers = DecoderPointers(
             layers=self.layers,
-            **{"layer_count": len(layers), "dim": shape.dim, "heads": shape.heads, "beam": beam},
-            **{"activation": ACTIVATIONS[shape.activation], "norm_before": shape.norm_before},
+            layer_count=len(layers),
+            dim=shape.dim,
+            heads=shape.heads,
+            beam=beam,
+            activation=ACTIVATIONS[shape.activation],
+            norm_before=shape.norm_before,
             skip_keeps_norm=shape.skip_keeps_norm,
-            **{"embedding_norm": self._norm(embedding_norm), "final_norm": self._norm(final_norm)},
-            **{"input": self._hold(self.input), "inner": self._hold(inner), "projected": self._hold(projected)},
+            embedding_norm=self._norm(embedding_norm),
+            final_norm=self._norm(final_norm),
+            input=self._hold(self.input),
+            inner=self._hold(inner),
+            projected=self._hold(projected),
         )
 
     def _hold(self, value: Optional[Tensor]) -> Optional[int]:
@@ -174,8 +176,7 @@ class NativeDecoder:
     def logits(self, x: Tensor) -> Tensor:
         """[R, C] -> [R, V], float32."""
         out = torch.empty(x.size(0), self.head.outputs)
-        pointers = (c_void_p(one.data_ptr()) for one in (x, self.input, out))
+        x_at, input_at, out_at = (c_void_p(one.data_ptr()) for one in (x, self.input, out))
         rows, threads = c_int64(x.size(0)), c_int64(torch.get_num_threads())
-        x_at, input_at, out_at = pointers
         self.library.multiply_head(ctypes.byref(self.head), is_bf16(self.input), x_at, rows, input_at, out_at, threads)
         return out
