@@ -14,8 +14,8 @@ from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch, LayerSearch
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights, Norm, Product
 
-# Choice: of BART-large in bfloat16 with 800 source tokens, native steps take 0.6 of PyTorch's time for 4 to 16 rows and
-# 0.7 for 32 to 64; in float32 0.9 for 32. oneDNN's matrix kernel gains with every row more, and on shorter sources.
+# Choice: of BART-large in bfloat16 with 800 source tokens, native steps take 0.61 to 0.66 of PyTorch's time for 4 to 16
+# rows and 0.73 for 32; in float32 0.9 for 32. oneDNN's kernel gains with every row more, and on shorter sources.
 MOST_ROWS = 32
 
 
