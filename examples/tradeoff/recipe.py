@@ -13,7 +13,7 @@ from sd_fairseq.evaluation.learning_results import row_order
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
     *("--dropout", "0.1", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
-    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "5e-4", "--lr-scheduler", "polynomial_decay"),
+    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "3e-4", "--lr-scheduler", "polynomial_decay"),
     *("--warmup-updates", "20", "--required-batch-size-multiple", "1", "--num-workers", "0", "--disable-validation"),
     *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
     *("--log-format", "json", "--log-interval", "10"),
@@ -21,7 +21,8 @@ TRAINING = (
 # Every row with decisions.
 POLICY = (
     *("--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion"),
-    *("--sd-initial-keep", "0.9", "--sd-policy-lr", "2e-4"),
+    *("--sd-initial-keep", "0.9", "--sd-policy-lr", "5e-4"),
+    *("--sd-constraint-interval", "2", "--sd-violation-smoothing", "0.7"),  # a short training needs a quick measure
 )
 FROZEN_FROM = 2 / 5  # of the updates: the backbone then trains on the deployed path
 SEARCH = (
