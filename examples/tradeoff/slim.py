@@ -55,7 +55,11 @@ def slim(path: str, out: str, positions: int) -> None:
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     if positions:
         lengthen(state, positions)
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
+    halves: dict = {}  # tied weights stay one tensor, and are written once
+    weights = {}
+    for name, value in state["model"].items():
+        key = (value.data_ptr(), value.shape)
+        weights[name] = halves.setdefault(key, value.half()) if value.is_floating_point() else value
     torch.save({**state, "model": weights, "last_optimizer_state": None}, out + ".part")
     os.replace(out + ".part", out)
 
