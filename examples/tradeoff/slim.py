@@ -1,4 +1,4 @@
-"""Keep of a checkpoint what a row of the grid starts from: weights in half precision and no optimizer.
+"""Keep of a checkpoint what a row of the grid starts from: weights in half precision, no optimizer, no paths.
 
     python examples/tradeoff/slim.py CHECKPOINT OUT [--max-source-positions 512]
 
@@ -9,6 +9,7 @@ are there; a model must be trained before it makes sense of them.
 import argparse
 import os
 import sys
+from typing import Any, MutableMapping
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
@@ -40,6 +41,18 @@ def lengthen(state: dict, positions: int) -> None:
             settings["max_source_positions"] = positions
 
 
+def forget_places(settings: Any) -> None:
+    """Cuts absolute paths in a checkpoint's settings to their last part, in place: they are another machine's."""
+    if settings is None:
+        return
+    values = vars(settings) if isinstance(settings, argparse.Namespace) else settings
+    for name, value in list(values.items()):
+        if isinstance(value, (MutableMapping, argparse.Namespace)):  # omegaconf's are mappings, too
+            forget_places(value)
+        elif isinstance(value, str) and os.path.isabs(value):
+            values[name] = os.path.basename(value)
+
+
 def slim(path: str, out: str, positions: int) -> None:
     """Writes the slim checkpoint beside its place, then renames.
 
@@ -55,6 +68,7 @@ def slim(path: str, out: str, positions: int) -> None:
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     if positions:
         lengthen(state, positions)
+    forget_places(state["cfg"])
     halves: dict = {}  # tied weights stay one tensor, and are written once
     weights = {}
     for name, value in state["model"].items():

@@ -184,6 +184,9 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     for name, value in before["model"].items():
         found = after["model"][name]
         assert torch.equal(found[: len(value)] if value.dim() else found, value.half()), name
+    places = [str(made["folder"]), str(ROOT)]
+    assert any(place in str(before["cfg"]) for place in places)
+    assert not any(place in str(after["cfg"]) for place in places)
     rows = after["model"]["encoder.embed_positions.weight"].size(0)
     assert rows == before["model"]["encoder.embed_positions.weight"].size(0) + (positions - 48 if positions else 0)
     arguments = dict(zip(made["arguments"][::2], made["arguments"][1::2]))
