@@ -141,7 +141,10 @@ def load(args: argparse.Namespace) -> Tuple[Any, List[Evaluator]]:
         InputError: a checkpoint without a policy that learns, or an unreadable one.
     """
     check_checkpoint(args.path, "--path")
-    overrides = {"data": args.data, **json.loads(args.model_overrides)}
+    overrides = json.loads(args.model_overrides)
+    if not isinstance(overrides, dict):
+        raise InputError(f"--model-overrides {args.model_overrides!r}: expected a JSON object")
+    overrides["data"] = args.data
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
     model = models[0].train()
     if getattr(model, "policy_learner", None) is None:

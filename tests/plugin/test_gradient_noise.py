@@ -71,3 +71,10 @@ def test_what_cannot_be_measured_is_one_line(options, said, capsys, tmp_path):
     assert gradient_noise.main([str(tmp_path), "--path", "no-such.pt", *options]) == 1
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_overrides_that_are_no_object_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gradient_noise, "check_checkpoint", lambda *_: None)
+    assert gradient_noise.main([str(tmp_path), "--path", "any.pt", "--model-overrides", "[1]"]) == 1
+    message = capsys.readouterr().err
+    assert "--model-overrides '[1]': expected a JSON object" in message and message.count("\n") == 1

@@ -69,7 +69,7 @@ class NativeDecoder:
     """A decoder's weights and one search's caches, behind the native library's calls.
 
     Args:
-        library: see :func:`sd_fairseq.execution.native.library.load`.
+        library: the native one.
         shape: of the decoder, one that :func:`can_run`.
         layers: self-attention, cross-attention and feed-forward sub-layer of each.
         head: the product that makes logits.
@@ -89,7 +89,7 @@ class NativeDecoder:
         rows: int,
         beam: int,
     ):
-        self.library, self.shape = library, shape
+        self.calls, self.shape = library, shape
         self.held: List[Tensor] = []  # what pointers point to
         self.slots: List[Tensor] = []
         self.layers = (LayerPointers * len(layers))()
@@ -171,12 +171,12 @@ class NativeDecoder:
         self.pointers.threads = torch.get_num_threads()
         address = c_void_p(ancestors.data_ptr())
         arguments = c_void_p(x.data_ptr()), c_int64(step), address, c_int64(ancestors.stride(1))
-        self.library.decoder_step(ctypes.byref(self.pointers), is_bf16(self.input), *arguments)
+        self.calls.decoder_step(ctypes.byref(self.pointers), is_bf16(self.input), *arguments)
 
     def logits(self, x: Tensor) -> Tensor:
         """[R, C] -> [R, V], float32."""
         out = torch.empty(x.size(0), self.head.outputs)
         x_at, input_at, out_at = (c_void_p(one.data_ptr()) for one in (x, self.input, out))
         rows, threads = c_int64(x.size(0)), c_int64(torch.get_num_threads())
-        self.library.multiply_head(ctypes.byref(self.head), is_bf16(self.input), x_at, rows, input_at, out_at, threads)
+        self.calls.multiply_head(ctypes.byref(self.head), is_bf16(self.input), x_at, rows, input_at, out_at, threads)
         return out
