@@ -12,8 +12,8 @@ from sd_fairseq.evaluation.learning_results import row_order
 
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
-    *("--dropout", "0.1", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
-    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "3e-4", "--lr-scheduler", "polynomial_decay"),
+    *("--dropout", "0", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
+    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "5e-5", "--lr-scheduler", "polynomial_decay"),
     *("--warmup-updates", "20", "--required-batch-size-multiple", "1", "--num-workers", "0", "--disable-validation"),
     *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
     *("--log-format", "json", "--log-interval", "10"),
@@ -24,6 +24,7 @@ POLICY = (
     *("--sd-initial-keep", "0.9", "--sd-policy-lr", "5e-4"),
     *("--sd-constraint-interval", "2", "--sd-violation-smoothing", "0.7"),  # a short training needs a quick measure
     *("--sd-estimator", "reinmax"),  # chosen on valid: see the README's table of estimators
+    *("--sd-distillation", "0.5"),  # of the trained path from the dense one
 )
 FROZEN_FROM = 2 / 5  # of the updates: the backbone then trains on the deployed path
 SEARCH = (

@@ -1,44 +1,50 @@
 """Keep of a checkpoint what a row of the grid starts from: weights in half precision, no optimizer, no paths.
 
-    python examples/tradeoff/slim.py CHECKPOINT OUT [--max-source-positions 512]
+    python examples/tradeoff/slim.py CHECKPOINT OUT [--max-source-positions 512] [--max-target-positions 256]
 
-A base of 12 million parameters takes 24 MB. More source positions are fresh ones, drawn with the spread of those that
+A base of 12 million parameters takes 24 MB. More positions are fresh ones, drawn with the spread of those that
 are there; a model must be trained before it makes sense of them.
 """
 
 import argparse
 import os
 import sys
-from typing import Any, MutableMapping
+from typing import Any, Dict, MutableMapping
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import torch  # noqa: E402
 
-POSITIONS = "encoder.embed_positions.weight"
+STACKS = {"source": "encoder", "target": "decoder"}
 
 
-def lengthen(state: dict, positions: int) -> None:
-    """Gives the encoder of a checkpoint learned embeddings of more positions, in place.
+def lengthen(state: dict, side: str, positions: int) -> None:
+    """Gives one stack of a checkpoint learned embeddings of more positions, in place.
+
+    Args:
+        state: fairseq's checkpoint.
+        side: "source" or "target".
+        positions: wanted number.
 
     Raises:
         ValueError: it has no learned positions, or more than are wanted.
     """
-    weight = state["model"].get(POSITIONS)
+    name, limit = "{}.embed_positions.weight".format(STACKS[side]), "max_{}_positions".format(side)
+    weight = state["model"].get(name)
     if weight is None:
-        raise ValueError("it has no learned source positions")
-    before = state["cfg"]["task"]["max_source_positions"]
+        raise ValueError("it has no learned {} positions".format(side))
+    before = state["cfg"]["task"][limit]
     if positions < before:
-        raise ValueError("it has {} source positions, {} wanted".format(before, positions))
+        raise ValueError("it has {} {} positions, {} wanted".format(before, side, positions))
     generator = torch.Generator().manual_seed(positions)
     fresh = torch.randn((positions - before, weight.size(1)), generator=generator) * weight.float().std()
-    state["model"][POSITIONS] = torch.cat([weight, fresh.to(weight)])  # fairseq's two special rows stand first
+    state["model"][name] = torch.cat([weight, fresh.to(weight)])  # fairseq's two special rows stand first
     for part in ("task", "model"):
         settings = state["cfg"][part]
         if isinstance(settings, argparse.Namespace):
-            settings.max_source_positions = positions
+            setattr(settings, limit, positions)
         else:
-            settings["max_source_positions"] = positions
+            settings[limit] = positions
 
 
 def forget_places(settings: Any) -> None:
@@ -53,8 +59,13 @@ def forget_places(settings: Any) -> None:
             values[name] = os.path.basename(value)
 
 
-def slim(path: str, out: str, positions: int) -> None:
+def slim(path: str, out: str, positions: Dict[str, int]) -> None:
     """Writes the slim checkpoint beside its place, then renames.
+
+    Args:
+        path: of the checkpoint.
+        out: of the slim one.
+        positions: wanted numbers by side ("source", "target"); 0 = as many as there are.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be used.
@@ -66,8 +77,9 @@ def slim(path: str, out: str, positions: int) -> None:
 
     check_checkpoint(path, "CHECKPOINT")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    if positions:
-        lengthen(state, positions)
+    for side, number in positions.items():
+        if number:
+            lengthen(state, side, number)
     forget_places(state["cfg"])
     halves: dict = {}  # tied weights stay one tensor, and are written once
     weights = {}
@@ -83,10 +95,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("out", metavar="OUT")
-    parser.add_argument("--max-source-positions", type=int, default=0, help="default: as many as there are")
+    for side in STACKS:
+        parser.add_argument("--max-{}-positions".format(side), type=int, default=0, help="default: as many as there are")
     arguments = parser.parse_args()
     try:
-        slim(arguments.checkpoint, arguments.out, arguments.max_source_positions)
+        positions = {side: getattr(arguments, "max_{}_positions".format(side)) for side in STACKS}
+        slim(arguments.checkpoint, arguments.out, positions)
     except (OSError, ValueError) as error:
         sys.exit("slim.py: error: {}: {}".format(arguments.checkpoint, error))
 

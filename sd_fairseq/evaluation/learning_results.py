@@ -154,12 +154,16 @@ def _numbers(content: str) -> Dict[str, float]:
 
 
 def updates_to_converge(log: Sequence[Dict[str, float]]) -> Optional[int]:
-    """Returns the first logged update from which on the FLOPs stay near the last ones; None = not logged."""
+    """Returns the first logged update from which on the FLOPs stay near the last ones; None = not logged.
+
+    Batches differ in their documents' lengths, so the figures compared are means over a tenth of the log.
+    """
     known = [(int(one["num_updates"]), one["sd_flops_generation"]) for one in log if "sd_flops_generation" in one]
     if not known:
         return None
-    last = known[-1][1]
-    far = [index for index, (_, flops) in enumerate(known) if abs(flops - last) > CONVERGED_WITHIN]
+    width = max(1, len(known) // 10)
+    means = [math.fsum(flops for _, flops in known[i : i + width]) / width for i in range(len(known) - width + 1)]
+    far = [index for index, flops in enumerate(means) if abs(flops - means[-1]) > CONVERGED_WITHIN]
     return known[far[-1] + 1 if far else 0][0]
 
 

@@ -144,21 +144,46 @@ def neighbours(key: Key, strategies: int) -> List[Key]:
     return found + [(kept, other) for other in range(1, strategies) if other != choice]
 
 
-def static_loss(losses: Tensor, flops: Tensor, target: float) -> float:
-    """Returns the lowest mean loss of static paths at mean FLOPs ``target``, mixtures of two paths included.
+def best_static(losses: Tensor, flops: Tensor, target: float) -> Optional[Tensor]:
+    """Returns the best static path at mean FLOPs ``target``, mixtures of two paths included; None = out of reach.
 
     Args:
         losses, flops: [paths], means over the examples.
         target: mean relative FLOPs.
+
+    Returns:
+        float64 [paths], each path's share; they sum to 1.
     """
-    best = float("inf")
+    best: Optional[Tuple[float, Tensor]] = None
     below, above = flops <= target, flops >= target
     for low in below.nonzero().view(-1).tolist():
         for high in above.nonzero().view(-1).tolist():
             width = float(flops[high] - flops[low])
             share = 0.0 if width <= 0 else (target - float(flops[low])) / width
-            best = min(best, (1 - share) * float(losses[low]) + share * float(losses[high]))
-    return best
+            loss = (1 - share) * float(losses[low]) + share * float(losses[high])
+            if best is None or loss < best[0]:
+                shares = torch.zeros(len(losses), dtype=torch.float64)
+                shares[low] += 1 - share
+                shares[high] += share
+                best = (loss, shares)
+    return None if best is None else best[1]
+
+
+def mix(shares: Optional[Tensor], losses: Tensor) -> Tensor:
+    """Returns the loss of each example, [N], under a mixture of paths; infinite without one.
+
+    Args:
+        shares: [paths], or None.
+        losses: [paths, N].
+    """
+    return torch.full(losses.shape[1:], float("inf")) if shares is None else shares.to(losses.dtype) @ losses
+
+
+def interval(differences: Tensor) -> Dict[str, float]:
+    """Returns the mean of [N] paired differences and its 95 % interval (of a normal distribution)."""
+    mean = float(differences.mean())
+    margin = 1.96 * float(differences.std()) / differences.numel() ** 0.5
+    return {"difference": mean, "low": mean - margin, "high": mean + margin}
 
 
 def choose_paths(losses: Tensor, flops: Tensor, target: float) -> Tensor:
@@ -196,8 +221,9 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     honest = torch.stack(
         [pick(halves[:, 1 - half], choose_paths(halves[:, half], flops, target)) for half in (0, 1)]
     ).mean()
-    static_halves = static_loss(halves.mean(dim=(1, 2)), flops.mean(dim=1), target)
-    static = static_loss(losses.mean(dim=1), flops.mean(dim=1), target)
+    static_halves = float(mix(best_static(halves.mean(dim=(1, 2)), flops.mean(dim=1), target), halves.mean(dim=1)).mean())
+    static_losses = mix(best_static(losses.mean(dim=1), flops.mean(dim=1), target), losses)  # [N]
+    static = float(static_losses.mean())
     dense = scorer.known[chain[0]]
     oracle = float(pick(losses, chosen).mean())
     mine = float(policy.loss.mean())
@@ -212,6 +238,7 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
         "nll_policy": mine,
         "nll_static": static,
         "nll_oracle": oracle,
+        "policy_minus_static": interval(policy.loss - static_losses),
         "oracle_gap": static - oracle,
         "share_of_oracle_gap": (static - mine) / (static - oracle) if static > oracle else 0.0,
         "predictable_gap": static_halves - float(honest),
@@ -226,6 +253,13 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
             for key in chain
         ],
     }
+
+
+def show(value: Any) -> str:
+    """Writes a figure, or an interval as "difference [low, high]"."""
+    if isinstance(value, dict):
+        return "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(**value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def load(args: argparse.Namespace) -> Scorer:
@@ -280,7 +314,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
-    print(tabulate([(k, v) for k, v in found.items() if k != "static_frontier"], floatfmt=".4f"))
+    print(tabulate([(name, show(value)) for name, value in found.items() if name != "static_frontier"]))
     print(tabulate([(p["flops_generation"], p["nll"], json.dumps(p["path"])) for p in found["static_frontier"]]))
     return 0
 

@@ -248,6 +248,7 @@ def test_a_log_is_read_by_update_and_a_repeated_update_counts_once(tmp_path):
         ([0.7, 0.7], 10),
         ([0.7, 0.9, 0.7], 30),  # near the end's value by chance, and away again
         ([0.9, 0.8, 0.7], 30),
+        ([1.0] * 10 + [0.7, 0.71, 0.72] * 7, 110),  # batches of short and of long documents, one policy
         ([], None),
     ],
 )

@@ -177,7 +177,8 @@ def made(tools, tmp_path_factory):
 def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     torch = pytest.importorskip("torch")
     base = made["folder"] / "start" / "base" / "checkpoint_best.pt"
-    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", "--max-source-positions", positions)
+    longer = ["--max-source-positions", positions, "--max-target-positions", positions]
+    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", *longer)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "s.pt").stat().st_size < 0.5 * base.stat().st_size
     before, after = (torch.load(str(path), weights_only=False) for path in (base, tmp_path / "s.pt"))
@@ -187,8 +188,10 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     places = [str(made["folder"]), str(ROOT)]
     assert any(place in str(before["cfg"]) for place in places)
     assert not any(place in str(after["cfg"]) for place in places)
-    rows = after["model"]["encoder.embed_positions.weight"].size(0)
-    assert rows == before["model"]["encoder.embed_positions.weight"].size(0) + (positions - 48 if positions else 0)
+    for stack, side in (("encoder", "source"), ("decoder", "target")):
+        weight = stack + ".embed_positions.weight"
+        grown = positions - before["cfg"]["task"]["max_{}_positions".format(side)] if positions else 0
+        assert after["model"][weight].size(0) == before["model"][weight].size(0) + grown
     arguments = dict(zip(made["arguments"][::2], made["arguments"][1::2]))
     arguments.update({"--base": tmp_path / "s.pt", "--out": tmp_path / "out", "--results": tmp_path / "results"})
     arguments["--rows"] = "dense"
@@ -197,6 +200,7 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     assert process.returncode == 0, process.stdout + process.stderr
     (result,) = results_of(tmp_path).values()
     assert "--max-source-positions {}".format(positions or 48) in result["command"][0]
+    assert not positions or "--max-target-positions {}".format(positions) in result["command"][0]
 
 
 def test_a_slim_base_cannot_lose_positions(made, tmp_path):

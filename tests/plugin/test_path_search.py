@@ -9,16 +9,22 @@ from training import build_samples, build_training
 from sd_fairseq.plugin.path_search import (
     Scorer,
     analyse,
+    best_static,
     choose_paths,
     greedy_search,
+    interval,
+    mix,
     neighbours,
     pick,
-    static_loss,
 )
 
 
 def build_scorer(split=(8,), **options):
     return Scorer(build_training(options).model.eval(), build_samples(split), padding=1, beam=2)
+
+
+def static_loss(losses, flops, target):
+    return float(mix(best_static(losses, flops, target), losses.unsqueeze(1)).mean())
 
 
 def test_a_static_path_may_be_a_mixture_of_two():
@@ -28,6 +34,12 @@ def test_a_static_path_may_be_a_mixture_of_two():
     assert static_loss(losses, flops, 0.75) == pytest.approx(1.5)  # half of each: the third path is worse than that
     assert static_loss(torch.tensor([1.0, 2.0, 1.1]), flops, 0.75) == pytest.approx(1.1 + 0.9 * 0.15 / 0.4)
     assert static_loss(losses, flops, 0.4) == float("inf")
+
+
+def test_the_interval_covers_the_truth_in_95_of_100_cases():
+    generator = torch.Generator().manual_seed(0)
+    found = [interval(0.3 + torch.randn(200, generator=generator, dtype=torch.float64)) for _ in range(400)]
+    assert 0.92 < sum(one["low"] < 0.3 < one["high"] for one in found) / 400 < 0.98
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -92,4 +104,5 @@ def test_the_oracle_is_at_least_as_good_as_the_static_path_and_the_policys_own_f
     assert found["distinct_paths"] > 1  # the test's policy is undecided
     assert found["paths_tried"] == len(scorer.known)
     assert found["oracle_gap"] == pytest.approx(found["nll_static"] - found["nll_oracle"])
+    assert found["policy_minus_static"]["difference"] == pytest.approx(found["nll_policy"] - found["nll_static"])
     assert found["static_frontier"][0]["nll"] == pytest.approx(found["nll_dense"])
