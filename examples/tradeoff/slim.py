@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("out", metavar="OUT")
     for side in STACKS:
-        parser.add_argument("--max-{}-positions".format(side), type=int, default=0, help="default: as many as there are")
+        parser.add_argument(
+            "--max-{}-positions".format(side), type=int, default=0, help="default: as many as there are"
+        )
     arguments = parser.parse_args()
     try:
         positions = {side: getattr(arguments, "max_{}_positions".format(side)) for side in STACKS}

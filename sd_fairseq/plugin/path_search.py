@@ -15,6 +15,7 @@ losses and FLOPs [paths, examples] answers three questions at equal mean FLOPs:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -221,7 +222,9 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     honest = torch.stack(
         [pick(halves[:, 1 - half], choose_paths(halves[:, half], flops, target)) for half in (0, 1)]
     ).mean()
-    static_halves = float(mix(best_static(halves.mean(dim=(1, 2)), flops.mean(dim=1), target), halves.mean(dim=1)).mean())
+    static_halves = float(
+        mix(best_static(halves.mean(dim=(1, 2)), flops.mean(dim=1), target), halves.mean(dim=1)).mean()
+    )
     static_losses = mix(best_static(losses.mean(dim=1), flops.mean(dim=1), target), losses)  # [N]
     static = float(static_losses.mean())
     dense = scorer.known[chain[0]]
@@ -262,6 +265,17 @@ def show(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def spread(sizes: Sequence[int], examples: int) -> int:
+    """Returns the largest n for which every n-th batch still makes up so many examples; 0 examples = all.
+
+    Args:
+        sizes: examples of each batch.
+        examples: how many are wanted.
+    """
+    wanted = examples or sum(sizes)
+    return max((n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) >= wanted), default=1)
+
+
 def load(args: argparse.Namespace) -> Scorer:
     """Loads model and examples.
 
@@ -278,13 +292,14 @@ def load(args: argparse.Namespace) -> Scorer:
     iterator = task.get_batch_iterator(
         task.dataset(args.gen_subset), max_tokens=args.max_tokens, max_positions=model.max_positions()
     ).next_epoch_itr(shuffle=False)
-    batches: List[Dict[str, Any]] = []
-    count = 0
-    for sample in list(iterator)[:: args.every]:
-        batches.append(utils.move_to_cuda(sample) if args.cuda else sample)
-        count += sample["target"].size(0)
-        if 0 < args.examples <= count:
-            break
+    batches: List[Dict[str, Any]] = list(iterator)
+    if args.every == 0:
+        batches = batches[:: spread([batch["target"].size(0) for batch in batches], args.examples)]
+    else:
+        batches = batches[:: args.every]
+        sizes = itertools.accumulate(batch["target"].size(0) for batch in batches)
+        batches = batches[: 1 + sum(size < args.examples for size in sizes) if args.examples else None]
+    batches = [utils.move_to_cuda(batch) for batch in batches] if args.cuda else batches
     return Scorer(model, batches, task.target_dictionary.pad(), args.beam)
 
 
@@ -297,7 +312,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
     parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=300, help="at least so many examples, 0 = all")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th batch (they are sorted by length)")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        help="take every n-th batch (they are sorted by length); 0 = so that all lengths come",
+    )
     parser.add_argument("--lowest", type=float, default=0.6, help="mean FLOPs at which the search ends")
     parser.add_argument("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
     parser.add_argument("--max-tokens", type=int, default=4096)

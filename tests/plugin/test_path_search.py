@@ -16,6 +16,7 @@ from sd_fairseq.plugin.path_search import (
     mix,
     neighbours,
     pick,
+    spread,
 )
 
 
@@ -34,6 +35,15 @@ def test_a_static_path_may_be_a_mixture_of_two():
     assert static_loss(losses, flops, 0.75) == pytest.approx(1.5)  # half of each: the third path is worse than that
     assert static_loss(torch.tensor([1.0, 2.0, 1.1]), flops, 0.75) == pytest.approx(1.1 + 0.9 * 0.15 / 0.4)
     assert static_loss(losses, flops, 0.4) == float("inf")
+
+
+@pytest.mark.parametrize("examples", [0, 1, 30, 100, 1000])
+def test_examples_are_taken_from_all_lengths(examples):
+    sizes = [40, 30, 20, 10, 5, 5]
+    step = spread(sizes, examples)
+    wanted = min(examples or sum(sizes), sum(sizes))
+    assert sum(sizes[::step]) >= wanted
+    assert all(sum(sizes[::other]) < wanted for other in range(step + 1, len(sizes) + 1))
 
 
 def test_the_interval_covers_the_truth_in_95_of_100_cases():
