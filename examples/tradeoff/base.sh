@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The dense base that every row starts from, by plain fairseq in three steps: document -> its first pieces (warm),
-# document -> some consecutive pieces of it (span), document -> summary (base). Run it again to go on after an
-# interruption; what is finished is not trained again.
+# The dense base that every row starts from, in four steps: document -> its first pieces (warm), document -> some
+# consecutive pieces of it (span), document -> summary (base), the same under random decisions (robust). Run it again to
+# go on after an interruption; what is finished is not trained again.
 #
 # Usage: base.sh DATA OUT
-#   DATA  made by examples/quickstart/prepare.py --span     OUT/base/checkpoint_{best,last}.pt  the base
-# Environment: DIM, FFN, LAYERS (of each stack), HEADS, {WARM,SPAN,BASE}_UPDATES, {WARM,SPAN,BASE}_LR, MAX_TOKENS,
-#   SOURCE_TOKENS (longer documents are cut), SEED, THREADS, PYTHON, DEVICE_OPTIONS ("--cpu --amp": products in
-#   bfloat16; "--fp16" on a GPU)
+#   DATA  made by examples/quickstart/prepare.py --span     OUT/base.pt  the base, a plain BART
+# Environment: DIM, FFN, LAYERS (of each stack), HEADS, {WARM,SPAN,BASE,ROBUST}_UPDATES, {WARM,SPAN,BASE,ROBUST}_LR,
+#   {MAX,ROBUST}_TOKENS (of an update), KEEP (keep-probability of the random decisions), SOURCE_TOKENS (longer documents
+#   are cut), SEED, THREADS, PYTHON, DEVICE_OPTIONS ("--cpu --amp": products in bfloat16; "--fp16" on a GPU)
 set -euo pipefail
 
 if [[ $# -ne 2 ]]; then
@@ -18,6 +18,7 @@ data=$1 out=$2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dim=${DIM:-256} ffn=${FFN:-1024} layers=${LAYERS:-6} heads=${HEADS:-4}
 warm_updates=${WARM_UPDATES:-500} span_updates=${SPAN_UPDATES:-400} base_updates=${BASE_UPDATES:-3000}
+robust_updates=${ROBUST_UPDATES:-700}
 read -ra device <<<"${DEVICE_OPTIONS---cpu --amp}"
 for folder in lead-bin span-bin data-bin; do
   if [[ ! -d $data/$folder ]]; then
@@ -71,4 +72,12 @@ train span "$span_updates" "$data/span-bin" --arch bart_base --finetune-from-mod
 train base "$base_updates" "$data/data-bin" --arch bart_base --finetune-from-model "$out/span/checkpoint_last.pt" \
   --dropout 0.1 --lr "${BASE_LR:-4e-4}" --lr-scheduler polynomial_decay --warmup-updates 200 \
   --total-num-update "$base_updates"
-echo "base: $out/base/checkpoint_best.pt (lowest loss on valid), $out/base/checkpoint_last.pt"
+# A sub-layer that was never missed cannot be spared. Random decisions for every document teach the model to do with less,
+# as LayerDrop does (Fan et al., ICLR 2020); run whole, it is a plain BART again.
+MAX_TOKENS=${ROBUST_TOKENS:-3072} train robust "$robust_updates" "$data/data-bin" --arch switchable_bart_tiny \
+  --criterion sd_policy_criterion --sd-policy random --sd-random-keep "${KEEP:-0.85}" \
+  --sd-token-strategies keep,last:10,last:20,last:30,last:40,last:50,uniform:25,uniform:33,uniform:50 \
+  --finetune-from-model "$out/base/checkpoint_last.pt" --dropout 0 --lr "${ROBUST_LR:-3e-4}" \
+  --lr-scheduler polynomial_decay --warmup-updates 30 --total-num-update "$robust_updates"
+"${PYTHON:-python3}" -m sd_fairseq.plugin.export "$out/robust/checkpoint_last.pt" "$out/base.pt" --path dense
+echo "base: $out/base.pt"

@@ -24,9 +24,10 @@ POLICY = (
     *("--sd-initial-keep", "0.9", "--sd-policy-lr", "5e-4"),
     *("--sd-constraint-interval", "2", "--sd-violation-smoothing", "0.7"),  # a short training needs a quick measure
     *("--sd-estimator", "reinmax"),  # chosen on valid: see the README's table of estimators
-    *("--sd-distillation", "0.5"),  # of the trained path from the dense one
+    *("--sd-distillation", "0.5", "--sd-teacher", "$BASE"),
+    *("--sd-token-strategies", "keep,last:10,last:20,last:30,last:40,last:50,uniform:25,uniform:33,uniform:50"),
 )
-FROZEN_FROM = 2 / 5  # of the updates: the backbone then trains on the deployed path
+POLICY_SHARE = 2 / 5  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),
     *("--post-process", "sentencepiece", "--scoring", "sd_rouge"),
@@ -169,7 +170,8 @@ def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str
     command += ["--total-num-update", str(settings.updates), "--max-update", str(settings.updates)]
     command += ["--max-tokens", str(settings.max_tokens), "--seed", str(seed), *settings.device, *settings.training]
     if row.has_policy:
-        command += [*POLICY, "--sd-policy-freeze-update", str(max(1, int(settings.updates * FROZEN_FROM)))]
+        first = str(max(1, int(settings.updates * POLICY_SHARE)))
+        command += [*POLICY, "--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
         command += ["--sd-sampling-seed", str(seed), *settings.policy]
     command += [*fill(row.model, values), *fill(row.criterion, values)]
     return [*command, "--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]

@@ -40,6 +40,8 @@ FAMILIES = (
     "reinmax",
     "samples",
     "distillation",
+    "joint",
+    "paper-strategies",
 )
 NUMBER: Tuple[type, ...] = (int, float)
 OPTIONAL: Tuple[type, ...] = (int, float, type(None))

@@ -142,7 +142,7 @@ def made(tools, tmp_path_factory):
     for name in ("data-bin", "lead-bin", "span-bin"):
         shutil.copytree(str(data), str(folder / "prepared" / name))
     small = {"DIM": 16, "FFN": 32, "LAYERS": 2, "HEADS": 2, "SOURCE_TOKENS": 48}
-    small.update({name + "_UPDATES": 1 for name in ("WARM", "SPAN", "BASE")})
+    small.update({name + "_UPDATES": 1 for name in ("WARM", "SPAN", "BASE", "ROBUST")})
     environment = {**ENVIRONMENT, "PYTHON": sys.executable, "THREADS": "1", **{k: str(v) for k, v in small.items()}}
 
     def base(**changes):
@@ -154,7 +154,7 @@ def made(tools, tmp_path_factory):
     table = folder / "rows.tsv"
     text = (FOLDER / "rows.tsv").read_text()
     table.write_text(text + "budget-2\t\t--sd-mode budget --sd-flops-budget 2\n")
-    arguments = ["--data", folder / "prepared" / "data-bin", "--base", folder / "start" / "base" / "checkpoint_best.pt"]
+    arguments = ["--data", folder / "prepared" / "data-bin", "--base", folder / "start" / "base.pt"]
     arguments += ["--out", folder / "out", "--results", folder / "results", "--seeds", "3", "--updates", "5"]
     arguments += ["--subset", "valid", "--rows", "budget-2,default,random-deployed", "--table", table]
     # logs each update, and skips within two
@@ -258,7 +258,7 @@ def test_a_second_call_makes_only_what_failed(made, tools, monkeypatch):
     changed = [name for name in before if before[name] != after[name]]
     assert changed == ["budget-2-3"] and after["budget-2-3"]["failed"].endswith("stopped")
     base = made["base"]()
-    assert base.returncode == 0 and base.stdout.count("finished before") == 3
+    assert base.returncode == 0 and base.stdout.count("finished before") == 4
     other = made["base"](BASE_UPDATES="7")
     assert other.returncode == 1 and "was trained otherwise (1 updates" in other.stderr
 

@@ -149,6 +149,27 @@ def test_warm_up_leaves_the_backbone_and_moves_the_policy():
         assert not torch.equal(training.policy(), policy)
 
 
+def test_the_policy_may_learn_first_and_the_backbone_on_its_paths_after_it():
+    training = build_training(sd_policy_warmup_updates=1, sd_policy_freeze_update=1)
+    for update in range(2):
+        backbone, policy = training.backbone(), training.policy()
+        training.update(build_samples(), update)
+        assert torch.equal(training.backbone(), backbone) == (update < 1)
+        assert torch.equal(training.policy(), policy) == (update >= 1)
+
+
+@pytest.mark.parametrize("estimator", ["score-function", "reinmax"])
+def test_warm_up_moves_the_policy_as_joint_training_would_without_the_backbones_gradient(estimator):
+    alone, joint = (build_training(sd_policy_warmup_updates=n, sd_estimator=estimator) for n in (1, 0))
+    (sample,) = build_samples()
+    for training, wanted in ((alone, False), (joint, True)):
+        training.criterion.train()
+        training.step(sample)
+        assert any(p.grad is not None and bool(p.grad.any()) for p in training.model.parameters()) == wanted
+        training.task.optimizer_step(training.optimizer, training.model, 0)
+    assert torch.equal(alone.policy(), joint.policy())
+
+
 def test_a_frozen_policy_stays_and_the_backbone_trains_on_the_deployed_path():
     training, (sample,) = build_training(sd_policy_freeze_update=1), build_samples()
     training.update([sample], 0)
@@ -238,7 +259,7 @@ def select(sample, rows):
         ({"sd_policy_warmup_updates": -1}, "--sd-policy-warmup-updates -1"),
         ({"sd_policy_freeze_update": -1}, "--sd-policy-freeze-update -1"),
         ({"sd_settle_share": 1.5}, "--sd-settle-share 1.5"),
-        ({"sd_policy_freeze_update": 5, "sd_policy_warmup_updates": 5}, "--sd-policy-freeze-update 5"),
+        ({"sd_policy_freeze_update": 5, "sd_policy_warmup_updates": 6}, "--sd-policy-freeze-update 5"),
         ({"sd_multiplier_floor": 3.0, "sd_multiplier_ceiling": 1.0}, "3.0..1.0"),
         ({"sd_alpha": -1.0}, "-1.0"),
         ({"sd_fixed_weight": 0.0}, "0.0"),

@@ -62,7 +62,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         None, "checkpoint of the dense teacher for --sd-distillation (default: the model's own dense path)"
     )
     sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
-    sd_policy_warmup_updates: int = option(0, "updates at the start in which only the policy learns")
+    sd_policy_warmup_updates: int = option(
+        0,
+        "updates at the start in which only the policy learns; as many as --sd-policy-freeze-update: policy first, then "
+        "the backbone on its paths",
+    )
     sd_policy_freeze_update: int = option(
         0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
     )
@@ -122,8 +126,8 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         raise InputError("--report-accuracy and --ignore-prefix-size do not apply to --criterion sd_policy_criterion")
     if cfg.sd_teacher and not cfg.sd_distillation:
         raise InputError("--sd-teacher needs --sd-distillation, the weight of the teacher in the loss")
-    if 0 < cfg.sd_policy_freeze_update <= cfg.sd_policy_warmup_updates:
+    if 0 < cfg.sd_policy_freeze_update < cfg.sd_policy_warmup_updates:
         raise InputError(
-            f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is not after "
-            f"--sd-policy-warmup-updates {cfg.sd_policy_warmup_updates}: nothing would train the policy and w together"
+            f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is before the end of "
+            f"--sd-policy-warmup-updates {cfg.sd_policy_warmup_updates}: nothing would be trained in between"
         )

@@ -96,7 +96,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             )
         build_evaluator = getattr(self.task, "build_evaluator", Evaluator)
         evaluator = build_evaluator(model, sample, self.padding_idx, self.eps)
-        evaluator.distiller = self.distiller
+        evaluator.distiller = None if self.backbone_is_frozen() else self.distiller
         if not model.training:
             trained, figures = self.validate(evaluator)
         elif model.policy_learner is None or self.policy_is_frozen():
@@ -112,7 +112,18 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             nsentences=sample["target"].size(0),
             sample_size=sample_size,
         )
-        return trained.loss, sample_size, figures
+        loss = trained.loss
+        if model.training and self.skips_backward():
+            loss = loss.detach().requires_grad_()
+        return loss, sample_size, figures
+
+    def skips_backward(self) -> bool:
+        """True where the backbone's gradient would be computed for nothing.
+
+        Several workers wait for each other's gradients, and a loss scaler looks at them for overflows.
+        """
+        alone = distributed_utils.get_data_parallel_world_size() == 1
+        return self.backbone_is_frozen() and alone and not getattr(self.task, "uses_loss_scaling", False)
 
     def train(self, mode: bool = True) -> "SDPolicyCriterion":
         """Starts an update, as fairseq's trainer does: gradients of one that a loss scaler skipped are forgotten."""
