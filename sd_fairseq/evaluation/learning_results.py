@@ -41,7 +41,7 @@ FAMILIES = (
     "samples",
     "distillation",
     "joint",
-    "paper-strategies",
+    "all-parts",
 )
 NUMBER: Tuple[type, ...] = (int, float)
 OPTIONAL: Tuple[type, ...] = (int, float, type(None))
