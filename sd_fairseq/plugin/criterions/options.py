@@ -64,8 +64,8 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
     sd_policy_warmup_updates: int = option(
         0,
-        "updates at the start in which only the policy learns; as many as --sd-policy-freeze-update: policy first, then "
-        "the backbone on its paths",
+        "updates at the start in which only the policy learns; as many as --sd-policy-freeze-update: the policy first, "
+        "then the backbone on its paths",
     )
     sd_policy_freeze_update: int = option(
         0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
