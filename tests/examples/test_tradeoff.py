@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,8 @@ def forked(words, log, output, updates, cwd, env):
             os.environ.update(env)
             texts = open(output or log, "a", encoding="utf-8")
             sys.stdout, sys.stderr, sys.argv = texts, open(log, "a", encoding="utf-8"), ["python", *words[3:]]
-            logging.root.handlers.clear()  # pytest's
+            logging.root.handlers.clear()  # pytest's, as are warnings that are errors
+            warnings.simplefilter("ignore")
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as ended:
