@@ -80,6 +80,7 @@ def slim(path: str, out: str, positions: Dict[str, int]) -> None:
     for side, number in positions.items():
         if number:
             lengthen(state, side, number)
+    state["args"] = None  # of old checkpoints; fairseq has made cfg of them
     forget_places(state["cfg"])
     halves: dict = {}  # tied weights stay one tensor, and are written once
     weights = {}
