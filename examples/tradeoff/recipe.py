@@ -18,7 +18,7 @@ TRAINING = (
     *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
     *("--log-format", "json", "--log-interval", "10"),
 )
-# Every row with decisions; chosen on valid, see the README.
+# Every row with decisions; chosen by trials on valid and by training logs, see the README.
 POLICY = (
     *("--arch", "switchable_bart_tiny", "--sd-space", "encoder,decoder", "--criterion", "sd_policy_criterion"),
     *("--sd-tolerance", "0.08", "--sd-estimator", "reinmax", "--sd-initial-keep", "0.85", "--sd-policy-lr", "2e-3"),
