@@ -137,17 +137,25 @@ class PolicyNetwork(Float32Module):
         input_size: C, the encoder's embedding dimension.
         space: the decision space.
         hidden_size: units of the hidden layer; 0 = C.
-        initial_keep: keep-probability of a fresh policy (also of the keep-all token strategy), in (0.5, 1).
+        initial_keep: probability that a fresh policy decides as its initial path does, in (0.5, 1).
+        initial_path: mode path of a fresh policy, of one example; None = keep everything.
     """
 
-    def __init__(self, input_size: int, space: DecisionSpace, hidden_size: int = 0, initial_keep: float = 0.95):
+    def __init__(
+        self,
+        input_size: int,
+        space: DecisionSpace,
+        hidden_size: int = 0,
+        initial_keep: float = 0.95,
+        initial_path: Optional[Decisions] = None,
+    ):
         super().__init__()
         if hidden_size < 0:
             raise ValueError(f"hidden size {hidden_size} of the policy is not 0 (as the embedding) or more")
         if not 0.5 < initial_keep < 1:
             raise ValueError(f"initial keep-probability {initial_keep} is not in (0.5, 1)")
         self.space = space
-        self.initial_keep = initial_keep
+        self.initial_keep, self.initial_path = initial_keep, initial_path
         self.hidden = nn.Linear(input_size, hidden_size or input_size)
         self.layer_norm = nn.LayerNorm(hidden_size or input_size)
         self.heads = nn.Linear(hidden_size or input_size, space.num_switches + len(space.token_strategies))
@@ -159,13 +167,13 @@ class PolicyNetwork(Float32Module):
         return (1,)
 
     def reset_parameters(self) -> None:
-        """Makes a fresh policy: almost the dense model, whatever the input."""
+        """Makes a fresh policy: almost the initial path, whatever the input."""
         nn.init.xavier_uniform_(self.hidden.weight)
         nn.init.zeros_(self.hidden.bias)
         self.layer_norm.reset_parameters()
         nn.init.normal_(self.heads.weight, std=0.02)
         with torch.no_grad():
-            self.heads.bias.copy_(initial_bias(self.space, self.initial_keep))
+            self.heads.bias.copy_(initial_bias(self.space, self.initial_keep, self.initial_path))
 
     def stage_logits(self, stage: int, state: Tensor) -> Tensor:
         """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``."""
@@ -183,14 +191,15 @@ def split_logits(space: DecisionSpace, logits: Tensor) -> PolicyDistribution:
     return PolicyDistribution(space, logits[:, : space.num_switches], logits[:, space.num_switches :])
 
 
-def initial_bias(space: DecisionSpace, initial_keep: float) -> Tensor:
-    """Returns [num_switches + J] biases that give every switch and the keep-all strategy ``initial_keep``."""
-    bias = torch.full((space.num_switches + len(space.token_strategies),), math.log(initial_keep / (1 - initial_keep)))
+def initial_bias(space: DecisionSpace, probability: float, path: Optional[Decisions] = None) -> Tensor:
+    """Returns [num_switches + J] biases that give every decision of ``path`` (None = keep all) this probability."""
+    path = path or space.keep_all(1, torch.device("cpu"))
+    logit = math.log(probability / (1 - probability))
     others = len(space.token_strategies) - 1
-    bias[space.num_switches :] = 0.0
+    tokens = torch.zeros(others + 1)
     if others:
-        bias[space.num_switches] = math.log(initial_keep / (1 - initial_keep) * others)
-    return bias
+        tokens[path.token_choice[0]] = logit + math.log(others)
+    return torch.cat([(space.to_keep(path)[0].float() * 2 - 1) * logit, tokens])
 
 
 def uniform_distribution(space: DecisionSpace, keep_probability: float, batch_size: int) -> PolicyDistribution:
@@ -211,11 +220,19 @@ class LayerwisePolicyNetwork(Float32Module):
     Args: as :class:`PolicyNetwork`.
     """
 
-    def __init__(self, input_size: int, space: DecisionSpace, hidden_size: int = 0, initial_keep: float = 0.95):
+    def __init__(
+        self,
+        input_size: int,
+        space: DecisionSpace,
+        hidden_size: int = 0,
+        initial_keep: float = 0.95,
+        initial_path: Optional[Decisions] = None,
+    ):
         super().__init__()
         self.space = space
         self.networks = nn.ModuleList(
-            PolicyNetwork(input_size, space, hidden_size, initial_keep) for _ in range(space.encoder_layers)
+            PolicyNetwork(input_size, space, hidden_size, initial_keep, initial_path)
+            for _ in range(space.encoder_layers)
         )
 
     @property
@@ -279,8 +296,8 @@ class StaticPolicy(GivenPolicy):
 class RandomPolicy(GivenPolicy):
     """Skips at random with one keep-probability everywhere: the control of Table 8.
 
-    Choice: an example's draw depends on its source tokens and the seed only, so it neither changes with the batch
-    nor from run to run.
+    Choice: an example's draw depends on its source tokens and the seed, so it neither changes with the batch nor from
+    run to run; while training also on the update, so that a document seen again takes another path.
 
     Args:
         space: the decision space.
@@ -295,11 +312,17 @@ class RandomPolicy(GivenPolicy):
         self.space = space
         self.keep_probability = keep_probability
         self.seed = seed
+        self.update = 0
+
+    def set_num_updates(self, update: int) -> None:
+        """Is told by fairseq how many updates were made."""
+        self.update = update
 
     def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
         """Draws a path per example; see :class:`GivenPolicy`."""
         count = self.space.num_switches + 2
-        digest = hash_tokens(src_tokens, padding_mask, self.seed).unsqueeze(1)  # [B, 1]
+        seed = self.seed + (self.update * 1000003 if self.training else 0)
+        digest = hash_tokens(src_tokens, padding_mask, seed).unsqueeze(1)  # [B, 1]
         uniform = scramble(digest + torch.arange(1, count + 1, device=digest.device) * 7919)  # [B, count]
         keep = uniform[:, : self.space.num_switches] < self.keep_probability
         others = len(self.space.token_strategies) - 1

@@ -90,7 +90,7 @@ def decide(policy, rows, side="left", extra=0):
 
 
 def test_a_random_policy_ignores_batch_mates_and_padding():
-    policy = RandomPolicy(DecisionSpace.build(6, 6), 0.7)
+    policy = RandomPolicy(DecisionSpace.build(6, 6), 0.7).eval()
     rows = random_sources(30)
     together = decide(policy, rows)
     for side in ("left", "right"):
@@ -108,6 +108,21 @@ def test_a_random_policy_depends_on_source_and_seed_and_not_on_torchs_generator(
     assert decide(RandomPolicy(space, 0.5), rows).same_path(first).all()
     assert decide(RandomPolicy(space, 0.5, seed=2), rows).same_path(first).float().mean() < 0.05
     assert first.count_distinct_paths() > 195
+
+
+def test_a_random_policy_draws_anew_every_update_while_training_only():
+    policy = RandomPolicy(DecisionSpace.build(6, 6), 0.5)
+    rows = random_sources(200)
+    drawn = []
+    for update in (0, 1, 2, 1):
+        policy.set_num_updates(update)
+        drawn.append(decide(policy.train(), rows))
+    assert drawn[3].same_path(drawn[1]).all()
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert drawn[one].same_path(drawn[other]).float().mean() < 0.05
+    deployed = decide(policy.eval(), rows)
+    policy.set_num_updates(7)
+    assert decide(policy, rows).same_path(deployed).all()
 
 
 def test_a_random_policy_tells_the_order_of_tokens():

@@ -168,6 +168,20 @@ def test_initial_bias_gives_every_switch_and_keep_all_the_same_probability(keep)
     torch.testing.assert_close(distribution.token_probability, torch.tensor([[keep, others, others]]))
 
 
+@pytest.mark.parametrize("network", [PolicyNetwork, LayerwisePolicyNetwork])
+def test_a_fresh_policy_with_an_initial_path_takes_it_with_the_probability_asked_for(network):
+    space = DecisionSpace.build(12, 12)
+    keep = torch.rand(1, space.num_switches) < 0.6
+    path = space.to_decisions(keep, torch.tensor([2]))
+    policy = network(256, space, initial_keep=0.85, initial_path=path)
+    states = [torch.randn(64, 256) * 10 ** torch.randn(64, 1) for _ in policy.stages]
+    distribution = policy(states)
+    assert distribution.mode().same_path(path.index_select(torch.zeros(64, dtype=torch.long))).all()
+    as_path = torch.where(keep, distribution.keep_probability, 1 - distribution.keep_probability)
+    assert abs(float(as_path.mean()) - 0.85) < 0.02
+    assert abs(float(distribution.token_probability[:, 2].mean()) - 0.85) < 0.1
+
+
 @pytest.mark.parametrize("keep", [0.5, 1.0, 0.0, -1.0, float("nan")])
 def test_an_initial_keep_probability_that_cannot_be_is_an_error_naming_it(keep):
     with pytest.raises(ValueError, match=str(keep)):

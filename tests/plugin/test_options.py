@@ -52,6 +52,8 @@ def test_sharding_of_sublayers_is_refused():
         ({"sd_policy_hidden_size": -3}, "-3"),
         ({"sd_initial_keep": 0.5}, "0.5"),
         ({"sd_initial_keep": 1.0}, "1.0"),
+        ({"sd_initial_path": "encoder_ffn=011"}, "in layer 1 of this model it always runs"),
+        ({"sd_initial_path": "token_strategy=first:1"}, "first:1"),
         ({"sd_policy": "random", "sd_random_keep": 1.5}, "1.5"),
     ],
     ids=str,
@@ -84,6 +86,14 @@ def test_options_reach_the_space_and_the_policy():
     bias = model.encoder.policy.heads.bias
     torch.testing.assert_close(torch.sigmoid(bias[:2]), torch.full((2,), 0.9))
     assert model.shape.policy_hidden == 7
+
+
+def test_an_initial_path_is_where_the_policy_starts():
+    model = build_model(sd_initial_path="encoder_ffn==01,decoder_attention=10=", sd_initial_keep=0.9)
+    bias = model.encoder.policy.heads.bias[: model.space.num_switches]
+    skipped = {model.space.switches[index] for index in (bias < 0).nonzero().view(-1).tolist()}
+    assert skipped == {("encoder_ffn", 1), ("decoder_attention", 1)}
+    torch.testing.assert_close(torch.sigmoid(bias.abs()), torch.full_like(bias, 0.9))
 
 
 def test_the_tasks_token_strategies_hold_unless_the_model_has_its_own():

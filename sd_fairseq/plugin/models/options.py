@@ -8,7 +8,7 @@ from typing import Any, Optional
 from torch import nn
 
 from sd_fairseq.cost.path_flops import ModelShape
-from sd_fairseq.decision.decisions import DecisionSpace
+from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork, RandomPolicy, StaticPolicy
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.errors import InputError
@@ -24,6 +24,7 @@ DEFAULTS = {
     "sd_policy": "network",
     "sd_policy_hidden_size": 0,
     "sd_initial_keep": 0.95,
+    "sd_initial_path": "",
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,
     "sd_static_path": "",
@@ -61,6 +62,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--sd-policy-hidden-size", type=int, metavar="N", help="hidden units of the policy; 0 = embedding dimension")
     add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
+    add(
+        "--sd-initial-path",
+        metavar="PATH",
+        help="mode path of a fresh policy, with --sd-initial-keep as the probability of each of its decisions; same "
+        "notation as --sd-static-path (default: nothing is skipped)",
+    )
     add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
     add("--sd-static-path", metavar="PATH", help="path of --sd-policy static, such as " + NOTATION)
@@ -117,9 +124,20 @@ def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
         network = {"network": PolicyNetwork, "layerwise": LayerwisePolicyNetwork}.get(args.sd_policy)
         if network is None:
             raise ValueError(f"policy {args.sd_policy!r} is not one of {', '.join(POLICIES)}")
-        return network(args.encoder_embed_dim, space, args.sd_policy_hidden_size, args.sd_initial_keep)
+        start = initial_path(args, space)
+        return network(args.encoder_embed_dim, space, args.sd_policy_hidden_size, args.sd_initial_keep, start)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def initial_path(args: Any, space: DecisionSpace) -> Optional[Decisions]:
+    """Returns the mode path of a fresh policy, None = nothing is skipped.
+
+    Raises:
+        InputError: a path that the model cannot take.
+    """
+    text = args.sd_initial_path
+    return path_decisions(parse_path(text, space, "--sd-initial-path"), space, 1) if text else None
 
 
 def check_supported(args: Any) -> None:
