@@ -9,7 +9,17 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
-from recipe import RecipeError, Row, Settings, generate_command, render, train_command
+from recipe import (
+    BASE,
+    RecipeError,
+    Row,
+    Settings,
+    generate_command,
+    recipe_hash,
+    render,
+    search_command,
+    train_command,
+)
 from steps import StepError, find_difference, locked, read_json, run_command, say, write_json
 
 from sd_fairseq.decision.trace import read_trace
@@ -19,7 +29,7 @@ from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.evaluation.understanding_table import find_versions
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TUNED_ON = "valid"  # where {keep} and {static-path} are found: nothing is chosen on what is reported
+TUNED_ON = "valid"  # where the FLOPs to be matched are found: nothing is chosen on what is reported
 
 
 class Grid:
@@ -42,10 +52,12 @@ class Grid:
         """Says what a row's weights depend on beside the seed, so that others are not taken for finished ones."""
         settings = self.settings
         return {
+            "recipe": recipe_hash(),
             "updates": settings.updates,
             "max_tokens": settings.max_tokens,
             "training_options": list(settings.training),
             "policy_options": list(settings.policy) if row.has_policy else [],
+            "start_flops": self.options.start_flops if row.has_policy else None,
             "row_options": [*row.model, *row.criterion],
             "weights": row.weights,
             **self.inputs,
@@ -138,7 +150,8 @@ class Grid:
     def generate(self, name: str, seed: int, subset: str) -> None:
         """Generates a split with a row."""
         row, folder = self.rows[name], self.folder(name, seed)
-        self.train(row.weights or name, seed)
+        if row.weights != BASE:
+            self.train(row.weights or name, seed)
         command, output = generate_command(row, seed, subset, self.settings, self.find_values(row, seed))
         place = self.resolve(output)
         self.commands[place] = render(command, output)
@@ -153,7 +166,9 @@ class Grid:
         if row.needs("keep"):
             values["keep"] = self.match_random(seed)
         if row.needs("static-path"):
-            values["static-path"] = self.search_path(seed)
+            values["static-path"] = self.find_path(self.flops_of_default(seed))
+        if row.needs("start-path"):
+            values["start-path"] = self.find_path(self.options.start_flops, row.parts)
         return values
 
     def match_random(self, seed: int) -> str:
@@ -170,24 +185,30 @@ class Grid:
             with open(output, encoding="utf-8") as text:
                 return text.read().split()[-1]
 
-    def search_path(self, seed: int) -> str:
-        """Returns the static path on the frontier of a search on valid whose FLOPs are nearest to row default's."""
+    def flops_of_default(self, seed: int) -> float:
+        """Returns the mean relative FLOPs of row default on valid."""
         self.generate("default", seed, TUNED_ON)
-        folder = "$OUT/default-{}".format(seed)
-        trace = self.resolve("{}/{}.trace.jsonl".format(folder, TUNED_ON))
-        flops = summarise_trace(read_trace(trace)).flops_generation
-        output = folder + "/static.json"
-        command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", folder + "/checkpoint_last.pt"]
-        command += ["--gen-subset", TUNED_ON, "--lowest", "{:.3f}".format(max(0.0, flops - 0.02)), "--output", output]
-        command += [] if "--cpu" in self.settings.device else ["--cuda"]
+        trace = os.path.join(self.folder("default", seed), TUNED_ON + ".trace.jsonl")
+        return summarise_trace(read_trace(trace)).flops_generation
+
+    def find_path(self, flops: float, parts: Sequence[str] = ("encoder", "decoder", "token")) -> str:
+        """Returns a path on the frontier of a greedy search from the base, on pairs of train.
+
+        Args:
+            flops: the path nearest to these.
+            parts: of the model; what the path skips elsewhere is kept.
+        """
+        output = "$OUT/search/frontier.json"
+        command = search_command(self.settings, output, self.options.search_examples)
         self.commands[output] = render(command)
-        with locked(self.folder("default", seed)):
+        with locked(self.resolve("$OUT/search")):
             if not os.path.exists(self.resolve(output)):
-                say("default, seed {}: searching the best static path".format(seed))
-                self.run(command, self.resolve(folder + "/static.log"))
+                say("base: searching static paths")
+                self.run(command, self.resolve("$OUT/search/search.log"))
             frontier: List[Dict[str, Any]] = read_json(self.resolve(output))["static_frontier"]
         nearest = min(frontier, key=lambda point: abs(point["flops_generation"] - flops))
-        return ",".join("{}={}".format(site, value) for site, value in nearest["path"].items())
+        sites = [(site, value) for site, value in nearest["path"].items() if site.split("_")[0] in parts]
+        return ",".join("{}={}".format(*site) for site in sites)
 
     def make(self, name: str, seed: int) -> Dict[str, Any]:
         """Makes a row's result.
@@ -204,7 +225,7 @@ class Grid:
         log = []
         if not self.rows[name].weights:
             log = learning_results.read_training_log(os.path.join(self.folder(name, seed), "train.log"))
-        result["updates"] = self.settings.updates
+        result["updates"] = 0 if self.rows[name].weights == BASE else self.settings.updates
         result["updates_to_converge"] = learning_results.updates_to_converge(log)
         result["violation_last"] = learning_results.violation_last(log)
         return result

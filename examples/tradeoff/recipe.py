@@ -3,6 +3,8 @@
 Commands are written with $DATA, $BASE and $OUT in place of folders, which is also how results record them.
 """
 
+import hashlib
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from sd_fairseq.evaluation.learning_results import row_order
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
     *("--dropout", "0", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
-    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "5e-5", "--lr-scheduler", "polynomial_decay"),
+    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "1e-4", "--lr-scheduler", "polynomial_decay"),
     *("--warmup-updates", "20", "--required-batch-size-multiple", "1", "--num-workers", "0", "--disable-validation"),
     *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
     *("--log-format", "json", "--log-interval", "10"),
@@ -21,13 +23,15 @@ TRAINING = (
 # Every row with decisions; chosen by trials on valid and by training logs, see the README.
 POLICY = (
     *("--arch", "switchable_bart_tiny", "--sd-space", "encoder,decoder", "--criterion", "sd_policy_criterion"),
-    *("--sd-tolerance", "0.08", "--sd-estimator", "reinmax", "--sd-initial-keep", "0.85", "--sd-policy-lr", "2e-3"),
+    *("--sd-tolerance", "0.08", "--sd-estimator", "reinmax", "--sd-policy-lr", "2e-3"),
+    *("--sd-initial-path", "{start-path}", "--sd-initial-keep", "0.85"),
     # of a batch of 14 pairs the violation is mostly noise: slow down what answers to it
-    *("--sd-alpha", "5", "--sd-multiplier-floor", "1", "--sd-multiplier-ceiling", "1.5"),
+    *("--sd-alpha", "5", "--sd-multiplier-floor", "0.3", "--sd-multiplier-ceiling", "3"),
     *("--sd-constraint-interval", "2", "--sd-constraint-temperature", "0.05", "--sd-settle-share", "0.25"),
-    *("--sd-distillation", "0.5", "--sd-teacher", "$BASE"),
+    *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
-POLICY_SHARE = 1 / 2  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
+POLICY_SHARE = 0.4  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
+LOWEST = "0.7"  # relative FLOPs at which the search for static paths ends
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),
     *("--post-process", "sentencepiece", "--scoring", "sd_rouge"),
@@ -37,7 +41,8 @@ SIZES = (
     *("encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_attention_heads", "decoder_attention_heads"),
 )
 TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
-PLACEHOLDERS = ("keep", "seed", "static-path")
+BASE = "base"  # in the place of a row's name: weights as they are, without training
+PLACEHOLDERS = ("keep", "seed", "static-path", "start-path")
 
 
 class RecipeError(ValueError):
@@ -52,7 +57,7 @@ class Row:
         name: see :data:`sd_fairseq.evaluation.learning_results.FAMILIES`.
         model: options of the model; may hold {keep}, {seed} and {static-path}.
         criterion: options of the criterion, after the common ones.
-        weights: row whose weights are deployed, or "" for a row that is trained.
+        weights: row whose weights are deployed, "base" for the base's own, or "" for a row that is trained.
     """
 
     name: str
@@ -65,9 +70,19 @@ class Row:
         """False for a row that names a criterion of fairseq's own."""
         return "--criterion" not in self.criterion
 
+    @property
+    def options(self) -> Tuple[str, ...]:
+        """All options of the decisions; what stands twice counts where it stands last."""
+        return (() if self.weights or not self.has_policy else POLICY) + self.model + self.criterion
+
+    @property
+    def parts(self) -> List[str]:
+        """The switchable parts of the model."""
+        return dict(zip(self.options, self.options[1:]))["--sd-space"].split(",")
+
     def needs(self, placeholder: str) -> bool:
         """Tells whether an option holds {placeholder}."""
-        return any("{" + placeholder + "}" in option for option in self.model + self.criterion)
+        return any("{" + placeholder + "}" in option for option in self.options)
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def read_rows(path: str) -> Dict[str, Row]:
                 row = parse_row(line)
                 if row.name in rows:
                     raise ValueError("row {!r} stands twice".format(row.name))
-                if row.weights and (row.weights not in rows or rows[row.weights].weights):
+                if row.weights not in ("", BASE) and (row.weights not in rows or rows[row.weights].weights):
                     raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
             except ValueError as error:
                 raise RecipeError("{}:{}: {}".format(path, number, error)) from error
@@ -156,12 +171,27 @@ def size_options(model: Any, task: Any) -> Tuple[Tuple[str, ...], Tuple[str, ...
     return tuple(size), (*flags(("max_source_positions", "max_target_positions"), task), "--truncate-source")
 
 
+def recipe_hash() -> str:
+    """Returns a short hash of what all rows share, so that results of another recipe are not taken for these."""
+    return hashlib.sha256(repr((TRAINING, POLICY, POLICY_SHARE, SEARCH)).encode("utf-8")).hexdigest()[:16]
+
+
 def fill(options: Sequence[str], values: Dict[str, str]) -> List[str]:
     """Puts values in the place of {names}."""
     filled = list(options)
     for name, value in values.items():
         filled = [option.replace("{" + name + "}", value) for option in filled]
     return filled
+
+
+def search_command(settings: Settings, output: str, examples: int) -> List[str]:
+    """Returns the greedy search for static paths of the base, in the decision space of the recipe."""
+    space = POLICY[POLICY.index("--sd-space") + 1]
+    overrides = json.dumps({"sd_space": space})
+    command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
+    command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
+    command += ["--lowest", LOWEST, "--output", output]
+    return command + ([] if "--cpu" in settings.device else ["--cuda"])
 
 
 def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str]) -> List[str]:
@@ -171,7 +201,7 @@ def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str
     command += ["--max-tokens", str(settings.max_tokens), "--seed", str(seed), *settings.device, *settings.training]
     if row.has_policy:
         first = str(max(1, int(settings.updates * POLICY_SHARE)))
-        command += [*POLICY, "--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
+        command += [*fill(POLICY, values), "--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
         command += ["--sd-sampling-seed", str(seed), *settings.policy]
     command += [*fill(row.model, values), *fill(row.criterion, values)]
     return [*command, "--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
@@ -183,9 +213,10 @@ def generate_command(
     """Returns the generation of a row's trace, and the file for its standard output."""
     place = "$OUT/{}-{}/{}".format(row.name, seed, subset)
     checkpoint = "$OUT/{}-{}/checkpoint_last.pt".format(row.weights or row.name, seed)
+    checkpoint = "$BASE" if row.weights == BASE else checkpoint
     command = ["python", "-m", "fairseq_cli.generate", "$DATA", *TASK, *settings.length, *settings.device]
     command += ["--path", checkpoint, "--gen-subset", subset, *SEARCH, "--sd-trace", place + ".trace.jsonl"]
-    if row.weights:
+    if row.weights and row.model:
         command += ["--model-overrides", repr(overrides(fill(row.model, values)))]
     return command, place + ".txt"
 

@@ -78,13 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results", required=True, help="folder for ROW-SEED.json")
     add("--rows", default="all", help="names of rows.tsv separated by commas (default: all)")
     add("--seeds", default="1,2,3", help="default: %(default)s")
-    add("--updates", type=int, default=300, help="of every row's training (default: %(default)s)")
+    add("--updates", type=int, default=200, help="of every row's training (default: %(default)s)")
     add("--subset", choices=("valid", "test"), default="test", help="what is scored; tune on valid (default: test)")
     add("--max-tokens", type=int, default=1536, help="source tokens an update (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of each command (default: %(default)s)")
-    add("--device-options", default="--cpu --amp", help="default: --cpu --amp; on a GPU '' or =--fp16")
+    text = "default: --cpu; with --amp where the CPU multiplies in bfloat16; on a GPU '' or =--fp16"
+    add("--device-options", default="--cpu", help=text)
     add("--training-options", default="", help="more options of fairseq-train for every row, dense too")
     add("--policy-options", default="", help="more options of fairseq-train for the rows with decisions")
+    add("--start-flops", type=float, default=0.8, help="of the static path where policies start (default: %(default)s)")
+    add("--search-examples", type=int, default=48, help="for the search of static paths (default: %(default)s)")
     add("--table", default=os.path.join(HERE, "rows.tsv"), help="the rows (default: rows.tsv beside this script)")
     add("--data-name", default="debian_descriptions", help="name of the data, for the signature")
     return parser

@@ -7,6 +7,7 @@ are there; a model must be trained before it makes sense of them.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 from typing import Any, Dict, MutableMapping
@@ -14,6 +15,7 @@ from typing import Any, Dict, MutableMapping
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import torch  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 
 STACKS = {"source": "encoder", "target": "decoder"}
 
@@ -82,11 +84,15 @@ def slim(path: str, out: str, positions: Dict[str, int]) -> None:
             lengthen(state, side, number)
     state["args"] = None  # of old checkpoints; fairseq has made cfg of them
     forget_places(state["cfg"])
-    halves: dict = {}  # tied weights stay one tensor, and are written once
+    if OmegaConf.is_config(state["cfg"]):  # as fairseq saves them
+        state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True)
+    halves: dict = {}  # tied weights become one tensor (a training with --fp16 writes copies), and are written once
     weights = {}
     for name, value in state["model"].items():
-        key = (value.data_ptr(), value.shape)
-        weights[name] = halves.setdefault(key, value.half()) if value.is_floating_point() else value
+        if value.is_floating_point():
+            half = value.half()
+            value = halves.setdefault((half.shape, hashlib.sha1(half.numpy().tobytes()).digest()), half)
+        weights[name] = value
     torch.save({**state, "model": weights, "last_optimizer_state": None}, out + ".part")
     os.replace(out + ".part", out)
 

@@ -19,6 +19,7 @@ METRICS = ("rouge1", "rouge2", "rougeL")
 # The order of the table. A row is called after its family, or FAMILY-NUMBER.
 FAMILIES = (
     "dense",
+    "dense-trained",
     "default",
     "tolerance",
     "lexicographic",

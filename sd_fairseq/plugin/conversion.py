@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any, Dict
 
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -10,6 +11,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 
 from sd_fairseq.plugin.checkpoint_tables import Inert, read_tables
+from sd_fairseq.plugin.errors import InputError
 
 DEFAULT_ARCHITECTURE = "switchable_bart"
 PREFIX = "switchable_"
@@ -37,6 +39,38 @@ def flat_options(cfg: DictConfig) -> argparse.Namespace:
     """
     options = OmegaConf.to_container(cfg, resolve=True)
     return argparse.Namespace(**{"arch": options.get("_name"), **options})  # type: ignore[dict-item, union-attr]
+
+
+def read_overrides(text: str) -> Dict[str, Any]:
+    """Reads ``--model-overrides`` of the plugin's own commands: a JSON object.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        overrides = json.loads(text)
+    except ValueError:
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise InputError(f"--model-overrides {text!r}: expected a JSON object")
+    return overrides
+
+
+def overrides_for(path: str, text: str, data: str) -> Dict[str, Any]:
+    """Returns the ``arg_overrides`` of the plugin's own commands, which take a plain BART for a switchable one.
+
+    Args:
+        path: checked checkpoint.
+        text: ``--model-overrides``.
+        data: binarised data folder.
+
+    Raises:
+        InputError: ``text`` is no JSON object.
+    """
+    overrides = {**switchable_overrides(path), **read_overrides(text), "data": data}
+    if isinstance(overrides.get("task"), dict):  # where a group has its own overrides, fairseq reads no others for it
+        overrides["task"] = {"data": data, **overrides["task"]}
+    return overrides
 
 
 def switchable_overrides(path: str) -> Dict[str, Any]:

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sd_fairseq.learning.reinforce import flat_gradient
+from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.criterions.estimators import GATED, estimate_quality
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, trainable
 from sd_fairseq.plugin.errors import InputError
@@ -141,10 +142,7 @@ def load(args: argparse.Namespace) -> Tuple[Any, List[Evaluator]]:
         InputError: a checkpoint without a policy that learns, or an unreadable one.
     """
     check_checkpoint(args.path, "--path")
-    overrides = json.loads(args.model_overrides)
-    if not isinstance(overrides, dict):
-        raise InputError(f"--model-overrides {args.model_overrides!r}: expected a JSON object")
-    overrides["data"] = args.data
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
     model = models[0].train()
     if getattr(model, "policy_learner", None) is None:
@@ -166,7 +164,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="gradient_noise", description=summary)
     parser.add_argument("data", help="binarised data folder")
     parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
-    parser.add_argument("--model-overrides", default="{}", help='JSON; {"arch": ...} makes a plain BART switchable')
+    parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
     parser.add_argument("--estimators", default=",".join(ESTIMATORS), help="default: %(default)s")
     parser.add_argument("--batches", type=int, default=4, help="spread over all lengths (default: %(default)s)")

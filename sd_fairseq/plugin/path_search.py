@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from sd_fairseq.cost.path_flops import Lengths, relative_flops
 from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.plugin.preflight import check_checkpoint
@@ -283,7 +284,8 @@ def load(args: argparse.Namespace) -> Scorer:
         InputError: a checkpoint without decisions, or an unreadable one.
     """
     check_checkpoint(args.path, "--path")
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides={"data": args.data})
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
     model = models[0].eval()
     if not hasattr(model, "space"):
         raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
@@ -310,6 +312,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     )
     parser.add_argument("data", help="binarised data folder")
     parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
+    parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=300, help="at least so many examples, 0 = all")
     parser.add_argument(
