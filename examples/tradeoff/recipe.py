@@ -23,14 +23,14 @@ TRAINING = (
 # Every row with decisions; chosen by trials on valid and by training logs, see the README.
 POLICY = (
     *("--arch", "switchable_bart_tiny", "--sd-space", "encoder,decoder", "--criterion", "sd_policy_criterion"),
-    *("--sd-tolerance", "0.08", "--sd-estimator", "reinmax", "--sd-policy-lr", "2e-3"),
+    *("--sd-tolerance", "0.25", "--sd-estimator", "reinmax", "--sd-policy-lr", "5e-4"),
     *("--sd-initial-path", "{start-path}", "--sd-initial-keep", "0.85"),
     # of a batch of 14 pairs the violation is mostly noise: slow down what answers to it
     *("--sd-alpha", "5", "--sd-multiplier-floor", "0.3", "--sd-multiplier-ceiling", "3"),
-    *("--sd-constraint-interval", "2", "--sd-constraint-temperature", "0.05", "--sd-settle-share", "0.25"),
+    *("--sd-constraint-interval", "1", "--sd-violation-smoothing", "0.8", "--sd-constraint-temperature", "0.05"),
     *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
-POLICY_SHARE = 0.4  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
+POLICY_SHARE = 0.3  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 LOWEST = "0.7"  # relative FLOPs at which the search for static paths ends
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),

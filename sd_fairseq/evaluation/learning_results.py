@@ -40,6 +40,7 @@ FAMILIES = (
     "straight-through",
     "reinmax",
     "samples",
+    "start-dense",
     "distillation",
     "joint",
     "all-parts",
