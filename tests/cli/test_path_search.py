@@ -21,10 +21,20 @@ def test_the_command_writes_what_it_found(pipeline, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
 
 
-@pytest.mark.parametrize("which", ["base", "missing"])
-def test_a_checkpoint_without_decisions_or_without_a_file_is_one_line(pipeline, tmp_path, capsys, which):
-    path = pipeline.base if which == "base" else tmp_path / "no.pt"
-    assert run(pipeline.data, "--path", path, "--output", tmp_path / "search.json") == 1
+def test_a_plain_bart_is_searched_in_the_space_asked_for(pipeline, tmp_path):
+    out = tmp_path / "search.json"
+    options = ["--model-overrides", '{"sd_space": "encoder"}', "--lowest", 0.9, "--examples", 5, "--output", out]
+    assert run(pipeline.data, "--path", pipeline.base, *options) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["nll_policy"] == found["nll_dense"] and abs(found["flops_generation"] - 1) < 0.01  # the policy costs
+    skipped = {site for point in found["static_frontier"] for site, kept in point["path"].items() if "0" in kept}
+    assert skipped and all(site.startswith("encoder_") for site in skipped)
+
+
+@pytest.mark.parametrize("options", [[], ["--model-overrides", "[1]"]], ids=" ".join)
+def test_no_file_or_no_overrides_is_one_line(pipeline, tmp_path, capsys, options):
+    path = pipeline.base if options else tmp_path / "no.pt"
+    assert run(pipeline.data, "--path", path, *options, "--output", tmp_path / "search.json") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith("sd_fairseq: error:") and str(path) in line
+    assert line.startswith("sd_fairseq: error:") and (options[1] if options else str(path)) in line
     assert not list(tmp_path.iterdir())
