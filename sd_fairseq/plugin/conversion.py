@@ -67,7 +67,8 @@ def overrides_for(path: str, text: str, data: str) -> Dict[str, Any]:
     Raises:
         InputError: ``text`` is no JSON object.
     """
-    overrides = {**switchable_overrides(path), **read_overrides(text), "data": data}
+    given = read_overrides(text)
+    overrides = {**switchable_overrides(path), **given, "data": data}
     if isinstance(overrides.get("task"), dict):  # where a group has its own overrides, fairseq reads no others for it
         overrides["task"] = {"data": data, **overrides["task"]}
     return overrides
