@@ -20,6 +20,7 @@ METRICS = ("rouge1", "rouge2", "rougeL")
 FAMILIES = (
     "dense",
     "dense-trained",
+    "dense-distilled",
     "default",
     "tolerance",
     "lexicographic",
