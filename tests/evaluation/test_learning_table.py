@@ -130,7 +130,7 @@ def test_a_failed_row_stays_in_the_table_with_its_reason(tmp_path, capsys):
 BROKEN = [
     ("{", "0.json: cannot be read"),
     ("3", "0.json: found a JSON int"),
-    ({**result("dense", 1), "row": "sparse"}, "row 'sparse' is none of dense, default"),
+    ({**result("dense", 1), "row": "sparse"}, "row 'sparse' is none of dense, dense-trained"),
     ({**result("dense", 1), "row": "budget-much"}, "row 'budget-much' is none of"),
     ({**result("dense", 1), "rougeL": "30"}, "'rougeL' is '30', expected int or float"),
     ({**result("dense", 1), "rougeL": True}, "'rougeL' is True"),
