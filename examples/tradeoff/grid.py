@@ -112,7 +112,8 @@ class Grid:
         if key in self.failed:
             raise StepError(self.failed[key])
         words = [sys.executable, *map(self.resolve, command[1:])]
-        environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore"}
+        places = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self.options.threads)
         try:
             run_command(words, log, output, updates, cwd=ROOT, env=environment)
