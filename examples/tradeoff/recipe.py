@@ -14,8 +14,8 @@ from sd_fairseq.evaluation.learning_results import row_order
 
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
-    *("--dropout", "0", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
-    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "1e-4", "--lr-scheduler", "polynomial_decay"),
+    *("--dropout", "0.1", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
+    *("--clip-norm", "1.0", "--weight-decay", "0.01", "--lr", "2e-4", "--lr-scheduler", "polynomial_decay"),
     *("--warmup-updates", "20", "--required-batch-size-multiple", "1", "--num-workers", "0", "--disable-validation"),
     *("--no-epoch-checkpoints", "--save-interval-updates", "200", "--keep-interval-updates", "1"),
     *("--log-format", "json", "--log-interval", "10"),
@@ -30,7 +30,7 @@ POLICY = (
     *("--sd-constraint-interval", "1", "--sd-violation-smoothing", "0.8", "--sd-constraint-temperature", "0.05"),
     *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
-POLICY_SHARE = 0.3  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
+POLICY_SHARE = 0.25  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 LOWEST = "0.7"  # relative FLOPs at which the search for static paths ends
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results", required=True, help="folder for ROW-SEED.json")
     add("--rows", default="all", help="names of rows.tsv separated by commas (default: all)")
     add("--seeds", default="1,2,3", help="default: %(default)s")
-    add("--updates", type=int, default=200, help="of every row's training (default: %(default)s)")
+    add("--updates", type=int, default=1200, help="of every row's training (default: %(default)s)")
     add("--subset", choices=("valid", "test"), default="test", help="what is scored; tune on valid (default: test)")
     add("--max-tokens", type=int, default=1536, help="source tokens an update (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of each command (default: %(default)s)")
