@@ -194,8 +194,8 @@ def stock_criterion(task: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """
     if task == "sentence_prediction":
         return {"criterion": task, "classification_head_name": "sentence_classification_head"}
-    kept = {name: options.get(name) or 0 for name in ("label_smoothing", "sentence_avg")}
-    return {"criterion": "label_smoothed_cross_entropy", **kept}
+    smooth, average = options.get("label_smoothing") or 0.0, bool(options.get("sentence_avg"))
+    return {"criterion": "label_smoothed_cross_entropy", "label_smoothing": smooth, "sentence_avg": average}
 
 
 def _is_plain(value: Any) -> bool:

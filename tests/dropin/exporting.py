@@ -26,8 +26,8 @@ LANGUAGES = {"source_lang": "source", "target_lang": "target"}
 
 def save(model, path, **options):
     """Writes a model, built with ``options``, as fairseq writes one that was trained from the command line."""
-    task = {"task": "switchable_translation", "criterion": "sd_policy_criterion", "data": ".", **LANGUAGES}
-    args = {**TINY_OPTIONS, "arch": "switchable_bart_base", **task, **options}
+    task = {"task": "switchable_translation", "criterion": "sd_policy_criterion", "sentence_avg": False, "data": "."}
+    args = {**TINY_OPTIONS, "arch": "switchable_bart_base", **task, **LANGUAGES, **options}
     history = [{"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 3}]
     extra = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
     state = {"args": Namespace(**args), "model": model.state_dict(), "optimizer_history": history, "extra_state": extra}
