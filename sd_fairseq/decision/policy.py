@@ -1,4 +1,4 @@
-"""Who decides: the policy network, its distribution over paths (section 3.2, Eq. 1-3) and the controls.
+"""Who decides: the policy network and its distribution over paths (section 3.2, Eq. 1-3).
 
 Choice: the network is Linear(C, hidden) -> LayerNorm -> ReLU -> heads; the paper says "a one-layer MLP with layer
 normalization and ReLU". All its mathematics is float32, whatever the backbone's precision.
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
+from sd_fairseq.decision.noise import Noise
 
 
 class Float32Module(nn.Module):
@@ -58,7 +59,7 @@ class PolicyDistribution:
         """[B, J], rows sum to 1."""
         return torch.softmax(self.token_logits, dim=-1)
 
-    def sample(self, noise: Optional["Noise"] = None) -> Decisions:
+    def sample(self, noise: Optional[Noise] = None) -> Decisions:
         """Draws a path per example from torch's generator, or from given noise."""
         noise = noise or Noise.draw(self.keep_logits.size(0), self.space, self.keep_logits.device)
         keep = noise.switches < self.keep_probability
@@ -98,36 +99,6 @@ class PolicyDistribution:
     def sharpened(self, temperature: float) -> "PolicyDistribution":
         """Divides the logits by ``temperature`` (< 1): samples close to the mode, that change before the mode does."""
         return PolicyDistribution(self.space, self.keep_logits / temperature, self.token_logits / temperature)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Uniform noise that turns a distribution into a path: ``switches`` [B, num_switches], ``tokens`` [B, J]."""
-
-    switches: Tensor
-    tokens: Tensor
-
-    @classmethod
-    def draw(cls, batch_size: int, space: DecisionSpace, device: torch.device) -> "Noise":
-        """Draws from torch's generator."""
-        count = space.num_switches + len(space.token_strategies)
-        uniform = torch.rand((batch_size, count), device=device)
-        return cls(uniform[:, : space.num_switches], uniform[:, space.num_switches :])
-
-    @classmethod
-    def for_examples(cls, ids: Tensor, salt: int, space: DecisionSpace) -> "Noise":
-        """Derives each example's noise from its id, so that it does not depend on batch, worker or micro-batch.
-
-        Args:
-            ids: LongTensor [B], the examples' indices in their data set.
-            salt: another number gives other noise (the update, say).
-            space: the decision space.
-        """
-        count = space.num_switches + len(space.token_strategies)
-        keys = (ids.long().unsqueeze(1) * 2654435761 + salt * 40503) % 2147483647  # [B, 1]
-        uniform = scramble(keys * 64 + torch.arange(1, count + 1, device=ids.device) * 7919)
-        uniform = uniform.float().clamp(max=1 - 2**-24)  # rounding must not reach 1, which even p = 1 would not keep
-        return cls(uniform[:, : space.num_switches], uniform[:, space.num_switches :])
 
 
 class PolicyNetwork(Float32Module):
@@ -202,15 +173,6 @@ def initial_bias(space: DecisionSpace, probability: float, path: Optional[Decisi
     return torch.cat([(space.to_keep(path)[0].float() * 2 - 1) * logit, tokens])
 
 
-def uniform_distribution(space: DecisionSpace, keep_probability: float, batch_size: int) -> PolicyDistribution:
-    """Returns the distribution that :class:`RandomPolicy` draws from, for ``batch_size`` examples."""
-    others = len(space.token_strategies) - 1
-    tokens = torch.full((len(space.token_strategies),), (1 - keep_probability) / max(others, 1))
-    tokens[0] = keep_probability if others else 1.0
-    keep = torch.logit(torch.full((batch_size, space.num_switches), float(keep_probability)), eps=1e-7)
-    return PolicyDistribution(space, keep, torch.log(tokens.clamp(min=1e-12)).expand(batch_size, -1))
-
-
 class LayerwisePolicyNetwork(Float32Module):
     """Decides each encoder layer from the output of the layer before it (Table 11).
 
@@ -261,86 +223,3 @@ class LayerwisePolicyNetwork(Float32Module):
         every = torch.stack([self.stage_logits(i + 1, state) for i, state in enumerate(states)])  # [stages, B, outputs]
         columns = [every[stage - 1, :, output] for output, stage in enumerate(stages)]
         return split_logits(self.space, torch.stack(columns, dim=1))
-
-
-class GivenPolicy(nn.Module):
-    """Decides without looking at a hidden state: nothing to learn and nothing to compute."""
-
-    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
-        """Returns a path per example.
-
-        Args:
-            src_tokens: LongTensor [B, S].
-            padding_mask: BoolTensor [B, S], True = padding.
-        """
-        raise NotImplementedError
-
-
-class StaticPolicy(GivenPolicy):
-    """Takes one path for every input: the control for "does it decide per input?".
-
-    Args:
-        path: the path, as the decisions of one example.
-    """
-
-    def __init__(self, path: Decisions):
-        super().__init__()
-        self.path = path
-
-    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
-        """Repeats the path for every example; see :class:`GivenPolicy`."""
-        rows = torch.zeros(src_tokens.size(0), dtype=torch.long, device=src_tokens.device)
-        return self.path.to(src_tokens.device).index_select(rows)
-
-
-class RandomPolicy(GivenPolicy):
-    """Skips at random with one keep-probability everywhere: the control of Table 8.
-
-    Choice: an example's draw depends on its source tokens and the seed, so it neither changes with the batch nor from
-    run to run; while training also on the update, so that a document seen again takes another path.
-
-    Args:
-        space: the decision space.
-        keep_probability: of every switch and of the keep-all token strategy; the others share the rest.
-        seed: another seed gives other draws.
-    """
-
-    def __init__(self, space: DecisionSpace, keep_probability: float, seed: int = 1):
-        super().__init__()
-        if not 0 <= keep_probability <= 1:
-            raise ValueError(f"keep-probability {keep_probability} of the random policy is not in 0..1")
-        self.space = space
-        self.keep_probability = keep_probability
-        self.seed = seed
-        self.update = 0
-
-    def set_num_updates(self, update: int) -> None:
-        """Is told by fairseq how many updates were made."""
-        self.update = update
-
-    def decide(self, src_tokens: Tensor, padding_mask: Tensor) -> Decisions:
-        """Draws a path per example; see :class:`GivenPolicy`."""
-        count = self.space.num_switches + 2
-        seed = self.seed + (self.update * 1000003 if self.training else 0)
-        digest = hash_tokens(src_tokens, padding_mask, seed).unsqueeze(1)  # [B, 1]
-        uniform = scramble(digest + torch.arange(1, count + 1, device=digest.device) * 7919)  # [B, count]
-        keep = uniform[:, : self.space.num_switches] < self.keep_probability
-        others = len(self.space.token_strategies) - 1
-        choice = (1 + uniform[:, -1] * others).long().clamp(max=others)
-        choice = choice.masked_fill(uniform[:, -2] < self.keep_probability, 0)
-        return self.space.to_decisions(keep, choice)
-
-
-def hash_tokens(src_tokens: Tensor, padding_mask: Tensor, seed: int) -> Tensor:
-    """Hashes each source, padding left out, to LongTensor [B] in [0, 2^31)."""
-    position = (~padding_mask).cumsum(dim=1)
-    mixed = ((src_tokens + 1) * 2654435761 + position * 40503 + seed * 69069) % 2147483647
-    mixed = (scramble(mixed) * 2147483647).long()
-    return mixed.masked_fill(padding_mask, 0).sum(dim=1) % 2147483647
-
-
-def scramble(values: Tensor) -> Tensor:
-    """Maps integers to uniform numbers in [0, 1) by three rounds of multiply and xor-shift."""
-    for multiplier in (0x45D9F3B, 0x119DE1F3, 0x2C1B3C6D):
-        values = ((values ^ (values >> 16)) * multiplier) % 4294967296
-    return values.double() / 4294967296

@@ -12,7 +12,14 @@ import os
 import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from sd_fairseq.evaluation.report import System, build_report, check_same_examples, compare_with_dense, describe_system
+from sd_fairseq.evaluation.report import (
+    System,
+    build_report,
+    check_same_examples,
+    compare_with_dense,
+    describe_system,
+    score_examples,
+)
 from sd_fairseq.evaluation.report import signature as describe_conditions
 
 METRICS = ("rouge1", "rouge2", "rougeL")
@@ -69,6 +76,7 @@ FIELDS: Dict[str, Tuple[type, ...]] = {
     "command": (list,),
     "versions": (dict,),
 }
+BY_EXAMPLE = "rougeL_by_example"  # 0-100, in the order of the data; older results are without
 CONVERGED_WITHIN = 0.01  # relative FLOPs
 VIOLATION_UPDATES = 50
 
@@ -124,6 +132,7 @@ def measure(row: str, seed: int, system: System, dense: System, data: str) -> Di
         **figures,
         "dense_rougeL": dense_score,
         "significant_loss": significant,
+        BY_EXAMPLE: [round(float(score), 2) for score in score_examples(system)],
         "signature": conditions,
     }
 
@@ -208,6 +217,12 @@ def check_result(values: Any, place: str) -> Dict[str, Any]:
             _check_value(value, NUMBER, f"{place}: {name!r}")
     for name in ("difference", "low", "high"):
         _check_value(values["rougeL_minus_dense"].get(name), NUMBER, f"{place}: 'rougeL_minus_dense' {name!r}")
+    scores = values.get(BY_EXAMPLE, [0.0] * values["examples"])
+    _check_value(scores, (list,), f"{place}: {BY_EXAMPLE!r}")
+    if len(scores) != values["examples"]:
+        raise ResultError(f"{place}: {BY_EXAMPLE!r} has {len(scores)} scores, expected {values['examples']}")
+    for score in scores:
+        _check_value(score, NUMBER, f"{place}: {BY_EXAMPLE!r}")
     for site, rate in values["skip_rates"].items():
         _check_value(rate, NUMBER, f"{place}: 'skip_rates' {site!r}")
     for name in ("flops_generation", "flops_paper"):

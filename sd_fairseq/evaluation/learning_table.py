@@ -1,6 +1,6 @@
 """The trade-off grid as tables and one picture, from the JSON files of its rows.
 
-    python -m sd_fairseq.evaluation.learning_table results/learning --plot tradeoff.png
+    python -m sd_fairseq.evaluation.learning_table results/learning --plot tradeoff.png --against default
 
 Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs) and 10 (skip rates).
 """
@@ -13,10 +13,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+import numpy as np
 from tabulate import tabulate
 
 from sd_fairseq.evaluation.learning_plots import draw_grid
-from sd_fairseq.evaluation.learning_results import METRICS, ResultError, read_results
+from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, METRICS, ResultError, read_results
+from sd_fairseq.evaluation.report import bootstrap_differences
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 
 SAME_FOR_ALL = ("subset", "updates", "max_tokens", "data")
@@ -126,6 +128,36 @@ def render_skip_rates(rows: Dict[str, GridRow]) -> str:
     return tabulate(lines, ["% skipped", *SITES.values()], tablefmt="github", disable_numparse=True)
 
 
+def render_comparison(rows: Dict[str, GridRow], reference: str) -> str:
+    """Renders ROUGE-L and FLOPs of every row minus those of ``reference``, paired by example and seed, Markdown.
+
+    "all seeds" resamples the examples of the differences' means over the seeds: seeds share their examples.
+
+    Raises:
+        ResultError: no such row, or its results do not hold scores by example.
+    """
+    known = {name: {run["seed"]: run for run in row.runs if BY_EXAMPLE in run} for name, row in rows.items()}
+    if not known.get(reference):
+        raise ResultError(f"--against {reference}: no such row with {BY_EXAMPLE!r}; there are {', '.join(rows)}")
+    lines = []
+    for name, runs in known.items():
+        seeds = sorted(set(runs) & set(known[reference]))
+        if name == reference or not seeds:
+            continue
+        pairs = [(runs[seed], known[reference][seed]) for seed in seeds]
+        differences = [np.array(one[BY_EXAMPLE]) - np.array(other[BY_EXAMPLE]) for one, other in pairs]
+        each = "; ".join(_show_interval(bootstrap_differences(one, name)) for one in differences)
+        together = _show_interval(bootstrap_differences(np.mean(differences, axis=0), name))
+        flops = mean([one["flops_generation"] - other["flops_generation"] for one, other in pairs])
+        lines.append([name, ", ".join(map(str, seeds)), each, together, f"{flops:+.3f}"])
+    header = ["row", "seeds", f"R-L - {reference}, each seed", "all seeds", f"FLOPs - {reference}"]
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
+def _show_interval(test: Dict[str, float]) -> str:
+    return "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**test)
+
+
 def draw(rows: Dict[str, GridRow], path: str) -> None:
     """Draws the picture beside its place, then renames.
 
@@ -149,17 +181,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sd_fairseq.evaluation.learning_table", description=summary)
     parser.add_argument("folder", help="folder of results, ROW-SEED.json")
     parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L against FLOPs of generation, too")
+    parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
     options = parser.parse_args(arguments)
+    tables = []
     try:
         results = read_results(options.folder)
         check_comparable(results)
         rows = collect(results)
+        tables += [render_grid(rows), render_skip_rates(rows)]
+        if options.against:
+            tables.append(render_comparison(rows, options.against))
         if options.plot:
             draw(rows, options.plot)
     except ValueError as error:  # a ResultError, or matplotlib is missing
         print(f"learning_table: error: {error}", file=sys.stderr)
         return 1
-    print(render_grid(rows) + "\n\n" + render_skip_rates(rows))
+    print("\n\n".join(tables))
     return 0
 
 

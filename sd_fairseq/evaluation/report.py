@@ -111,11 +111,25 @@ def compare_with_dense(system: System, dense: System) -> Dict[str, float]:
     Returns:
         ``difference`` (0-100), its 95 % interval ``low`` and ``high``, and the two-sided ``p``.
     """
-    scores = [document_scores(*texts(one), count_empty=True)["rougeL"] for one in (system, dense)]
-    differences = 100 * (scores[0] - scores[1])
+    scores = [score_examples(one) for one in (system, dense)]
+    return bootstrap_differences(scores[0] - scores[1], system.name)
+
+
+def score_examples(system: System) -> np.ndarray:
+    """Returns ROUGE-L of every example, [examples], 0-100."""
+    return 100 * document_scores(*texts(system), count_empty=True)["rougeL"]
+
+
+def bootstrap_differences(differences: np.ndarray, name: str) -> Dict[str, float]:
+    """Resamples examples; see :func:`compare_with_dense` for what it returns.
+
+    Args:
+        differences: [examples], paired.
+        name: for the progress bar.
+    """
     generator = np.random.default_rng(1)
     count = len(differences)
-    batches = tqdm(range(RESAMPLES // 100), desc=f"bootstrap {system.name}", leave=False, disable=None)
+    batches = tqdm(range(RESAMPLES // 100), desc=f"bootstrap {name}", leave=False, disable=None)
     means = np.concatenate([differences[generator.integers(0, count, (100, count))].mean(axis=1) for _ in batches])
     tail = min((means <= 0).mean(), (means >= 0).mean())
     low, high = np.quantile(means, [0.025, 0.975])

@@ -54,12 +54,14 @@ class Switchable(NamedTuple):
         weights: the model's state.
         args: the model's options, all of them.
         task: the task's options.
+        criterion: the criterion's options.
         space: what may be skipped.
     """
 
     weights: Dict[str, Tensor]
     args: argparse.Namespace
     task: Dict[str, Any]
+    criterion: Dict[str, Any]
     space: DecisionSpace
 
     @property
@@ -81,6 +83,7 @@ def read_switchable(path: str) -> Switchable:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
     args = argparse.Namespace(**_to_dictionary(state["cfg"]["model"]))
     task = _to_dictionary(state["cfg"]["task"])
+    criterion = _to_dictionary(state["cfg"].get("criterion") or argparse.Namespace())
     args.arch = getattr(args, "arch", None) or getattr(args, "_name", None)
     if not str(args.arch).startswith("switchable_bart") or args.arch not in ARCH_CONFIG_REGISTRY:
         raise InputError(f"checkpoint {path}: holds a {args.arch}, expected a switchable_bart")
@@ -88,7 +91,7 @@ def read_switchable(path: str) -> Switchable:
     ARCH_CONFIG_REGISTRY[args.arch](args)
     if getattr(args, "sd_token_strategies", None) is None:
         args.sd_token_strategies = task.get("sd_token_strategies")
-    return Switchable(state["model"], args, task, decision_space(args))
+    return Switchable(state["model"], args, task, criterion, decision_space(args))
 
 
 def _to_dictionary(options: Any) -> Dict[str, Any]:
@@ -175,10 +178,24 @@ def stock_args(source: Switchable, depths: Dict[str, int]) -> Any:
     name = name[len("switchable_") :] if name.startswith("switchable_") else name
     options = {field.name for field in fields(TASK_DATACLASS_REGISTRY[name])} if name in TASK_DATACLASS_REGISTRY else ()
     task = {key: value for key, value in source.task.items() if key in options and key != "_name"}
-    values = {key: value for key, value in {**task, **vars(model), "task": name}.items() if _is_plain(value)}
+    found = {**stock_criterion(name, source.criterion), **task, **vars(model), "task": name}
+    values = {key: value for key, value in found.items() if _is_plain(value)}
     args = OrderedDict(values)
     args.__dict__.update(values)
     return args
+
+
+def stock_criterion(task: str, options: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns what ``fairseq-validate`` reads of the criterion: the plain one of the task, as smooth as the model's.
+
+    Args:
+        task: name of the plain task.
+        options: of the criterion that the model was trained with.
+    """
+    if task == "sentence_prediction":
+        return {"criterion": task, "classification_head_name": "sentence_classification_head"}
+    smooth, average = options.get("label_smoothing") or 0.0, bool(options.get("sentence_avg"))
+    return {"criterion": "label_smoothed_cross_entropy", "label_smoothing": smooth, "sentence_avg": average}
 
 
 def _is_plain(value: Any) -> bool:

@@ -15,7 +15,7 @@ from fairseq import checkpoint_utils
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops
 from sd_fairseq.decision.decisions import DecisionSpace
-from sd_fairseq.decision.policy import uniform_distribution
+from sd_fairseq.decision.given_policies import uniform_distribution
 from sd_fairseq.decision.trace import TraceRecord, read_trace
 from sd_fairseq.plugin.errors import InputError
 

@@ -31,6 +31,16 @@ def test_a_plain_bart_is_searched_in_the_space_asked_for(pipeline, tmp_path):
     assert skipped and all(site.startswith("encoder_") for site in skipped)
 
 
+def test_the_search_goes_on_to_the_policys_flops(pipeline, tmp_path):
+    out = tmp_path / "search.json"
+    static = {"sd_policy": "static", "sd_static_path": "encoder_ffn==00"}
+    options = ["--model-overrides", json.dumps(static), "--lowest", 1.0, "--examples", 5, "--output", out]
+    assert run(pipeline.data, "--path", pipeline.switchable, *options) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["static_frontier"][-1]["flops_generation"] <= found["flops_generation"] < 1
+    assert found["nll_oracle"] <= found["nll_static"] < float("inf")
+
+
 @pytest.mark.parametrize("options", [[], ["--model-overrides", "[1]"]], ids=" ".join)
 def test_no_file_or_no_overrides_is_one_line(pipeline, tmp_path, capsys, options):
     path = pipeline.base if options else tmp_path / "no.pt"

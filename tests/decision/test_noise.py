@@ -5,7 +5,8 @@ import torch
 from factories import build_tiny_space, pad_rows, random_distribution, repeat_distribution
 
 from sd_fairseq.decision.decisions import DecisionSpace
-from sd_fairseq.decision.policy import Noise, RandomPolicy, uniform_distribution
+from sd_fairseq.decision.given_policies import RandomPolicy, uniform_distribution
+from sd_fairseq.decision.noise import Noise
 
 EXAMPLES = 20000
 SIGMAS = 5.0

@@ -4,13 +4,13 @@ from factories import build_tiny_space, enumerate_paths, random_distribution, re
 from torch import nn
 
 from sd_fairseq.decision.decisions import DecisionSpace
+from sd_fairseq.decision.given_policies import uniform_distribution
 from sd_fairseq.decision.policy import (
     Float32Module,
     LayerwisePolicyNetwork,
     PolicyDistribution,
     PolicyNetwork,
     initial_bias,
-    uniform_distribution,
 )
 
 DRAWS = 20000

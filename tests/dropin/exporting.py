@@ -1,5 +1,6 @@
 """Switchable checkpoints as fairseq writes them, their exports, and a model whose policy always takes one path."""
 
+import json
 import math
 import os
 import re
@@ -25,8 +26,8 @@ LANGUAGES = {"source_lang": "source", "target_lang": "target"}
 
 def save(model, path, **options):
     """Writes a model, built with ``options``, as fairseq writes one that was trained from the command line."""
-    task = {"task": "switchable_translation", "criterion": "sd_policy_criterion", "data": ".", **LANGUAGES}
-    args = {**TINY_OPTIONS, "arch": "switchable_bart_base", **task, **options}
+    task = {"task": "switchable_translation", "criterion": "sd_policy_criterion", "sentence_avg": False, "data": "."}
+    args = {**TINY_OPTIONS, "arch": "switchable_bart_base", **task, **LANGUAGES, **options}
     history = [{"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 3}]
     extra = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}
     state = {"args": Namespace(**args), "model": model.state_dict(), "optimizer_history": history, "extra_state": extra}
@@ -116,6 +117,18 @@ class Frozen:
         best = [one[0] for one in generate([plain], self.batch.net_input, beam, **options)]
         words = [plain.decoder.dictionary.string(one["tokens"]).split() for one in best]
         return {number: (float(one["score"]) / math.log(2), words[number]) for number, one in enumerate(best)}
+
+    def validate(self, checkpoint, *arguments):
+        """Returns the loss and the NLL that fairseq-validate logs."""
+        task = "switchable_translation" if arguments else "translation"
+        options = ["--path", self.folder / checkpoint, "--task", task, "--dataset-impl", "raw", "--cpu"]
+        options += ["--valid-subset", "test", "--batch-size", 3, "--required-batch-size-multiple", 1]
+        options += ["--log-format", "json", "--num-workers", 0, "-s", "source", "-t", "target", *arguments]
+        code = "import sys; from fairseq_cli.validate import cli_main; cli_main(); "
+        code += f"assert ('sd_fairseq' in sys.modules) == {bool(arguments)}"
+        output = self.run("-c", code, self.folder, *options, with_plugin=bool(arguments))
+        (logged,) = re.findall(r"^.* \| test \| ({.*})$", output, re.MULTILINE)
+        return {name: float(json.loads(logged)[f"test_{name}"]) for name in ("loss", "nll_loss")}
 
     def generate(self, checkpoint, *arguments):
         """Returns {sentence: (score, words)} as fairseq-generate with beam 4 prints them; the score to base 2."""

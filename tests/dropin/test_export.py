@@ -11,7 +11,7 @@ from sd_fairseq.decision.trace import read_trace
 
 pytest.importorskip("fairseq")
 
-from dropin.exporting import LANGUAGES, LIMIT, Frozen, check_refused, export, load_plain, save  # noqa: E402
+from dropin.exporting import LANGUAGES, LIMIT, PLUGIN, Frozen, check_refused, export, load_plain, save  # noqa: E402
 
 from sd_fairseq.plugin.fixed_path import path_decisions  # noqa: E402
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest  # noqa: E402
@@ -111,6 +111,10 @@ def test_fairseq_generate_without_the_plugin_prints_the_same_hypotheses_and_scor
     assert len({record.path for record in read_trace(str(frozen.folder / "trace.jsonl"))}) == 1
     assert len(frozen.ours) == len(frozen.sources)
     assert frozen.generate("plain.pt") == frozen.ours
+
+
+def test_fairseq_validate_without_the_plugin_logs_the_same_nll(frozen):
+    assert frozen.validate("plain.pt")["nll_loss"] == frozen.validate("model.pt", *PLUGIN)["nll_loss"] > 1
 
 
 @pytest.fixture(scope="module")

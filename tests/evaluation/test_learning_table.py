@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import re
 
+import numpy as np
 import pytest
 from traces import make_record, make_texts, spoil
 
@@ -213,6 +215,8 @@ def test_a_row_is_measured_against_dense_on_the_same_examples():
         assert made["rougeL_minus_dense"]["difference"] == pytest.approx(100 * (scores[0] - scores[1]))
         assert made["significant_loss"] is worse and made["flops_generation"] == pytest.approx(0.9)
         assert made["row"] == "barrier" and made["seed"] == 2 and "n:60" in made["signature"]
+        by_example = 100 * document_scores(*texts(row), count_empty=True)["rougeL"]
+        assert made["rougeL_by_example"] == pytest.approx(by_example.tolist(), abs=0.005)
     itself = measure("dense", 2, dense, dense, "texts")
     assert itself["dense_rougeL"] == itself["rougeL"] == made["dense_rougeL"] and not itself["significant_loss"]
     assert itself["rougeL_minus_dense"]["difference"] == 0
@@ -262,3 +266,54 @@ def test_the_last_violation_is_that_of_the_last_fifty_updates_that_moved_the_pol
     log += [{"num_updates": 10.0 * i, "sd_flops_generation": 0.7} for i in range(11, 30)]  # the policy is fixed
     assert violation_last(log) == pytest.approx((0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
     assert violation_last(log[10:]) is None
+
+
+def compare(folder, capsys, reference):
+    assert main([str(folder), "--against", reference]) == 0
+    return tables(capsys.readouterr().out)[2]
+
+
+def read_interval(text):
+    return [float(number) for number in re.findall(r"[-+]\d+\.\d+", text)]
+
+
+def test_rows_are_compared_pairwise_by_example_and_seed(tmp_path, capsys):
+    generator = np.random.default_rng(1)
+    base = [generator.uniform(0, 100, 1000).round(2).tolist() for _ in range(2)]
+    better = [(np.array(one) + 2 + generator.normal(0, 8, 1000)).tolist() for one in base]
+    for seed in (1, 2):
+        (tmp_path / f"a{seed}.json").write_text(json.dumps(result("default", seed, rougeL_by_example=base[seed - 1])))
+        row = result("static", seed, flops=0.75, rougeL_by_example=better[seed - 1])
+        (tmp_path / f"b{seed}.json").write_text(json.dumps(row))
+    (tmp_path / "c.json").write_text(json.dumps(result("barrier", 1)))  # an older result, without scores
+    found = compare(tmp_path, capsys, "default")
+    assert set(found) == {"static"} and found["static"]["seeds"] == "1, 2"
+    assert found["static"]["FLOPs - default"] == "-0.050"
+    each = [read_interval(text) for text in found["static"]["R-L - default, each seed"].split(";")]
+    for seed, (difference, low, high) in enumerate(each):
+        differences = np.array(better[seed]) - base[seed]
+        margin = 1.96 * differences.std() / 1000**0.5
+        assert difference == pytest.approx(differences.mean(), abs=0.006)
+        assert [low, high] == pytest.approx([differences.mean() - margin, differences.mean() + margin], abs=0.1)
+    difference, low, high = read_interval(found["static"]["all seeds"])
+    assert difference == pytest.approx(np.mean([each[0][0], each[1][0]]), abs=0.01)
+    assert high - low < 0.85 * min(one[2] - one[1] for one in each)  # two seeds' noise is independent here
+    backwards = read_interval(compare(tmp_path, capsys, "static")["default"]["all seeds"])
+    assert backwards == pytest.approx([-difference, -high, -low], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "scores, message",
+    [([1.0], "has 1 scores, expected 1000"), ("x", "is 'x', expected list"), ([True] * 1000, "is True, expected int")],
+)
+def test_broken_scores_by_example_are_named(tmp_path, capsys, scores, message):
+    write(tmp_path, result("default", 1, rougeL_by_example=scores))
+    assert main([str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_compared_with_is_one_line(tmp_path, capsys):
+    write(tmp_path, result("default", 1), result("static", 1))
+    assert main([str(tmp_path), "--against", "default"]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out and "--against default: no such row with" in captured.err

@@ -5,7 +5,7 @@ import torch
 from factories import along, build_model, generate, pad_rows, pick, random_batch, random_decisions, undecide
 
 from sd_fairseq.decision.decisions import Decisions
-from sd_fairseq.decision.policy import Noise
+from sd_fairseq.decision.noise import Noise
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from training import build_samples, build_training
 
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.path_scorer import Scorer, spread
 from sd_fairseq.plugin.path_search import (
-    Scorer,
     analyse,
     best_static,
     choose_paths,
@@ -16,7 +17,6 @@ from sd_fairseq.plugin.path_search import (
     mix,
     neighbours,
     pick,
-    spread,
 )
 
 
@@ -34,7 +34,8 @@ def test_a_static_path_may_be_a_mixture_of_two():
     assert static_loss(losses, flops, 1.0) == pytest.approx(1.0)
     assert static_loss(losses, flops, 0.75) == pytest.approx(1.5)  # half of each: the third path is worse than that
     assert static_loss(torch.tensor([1.0, 2.0, 1.1]), flops, 0.75) == pytest.approx(1.1 + 0.9 * 0.15 / 0.4)
-    assert static_loss(losses, flops, 0.4) == float("inf")
+    with pytest.raises(InputError, match="no static path costs 0.4000 of the FLOPs, those found 0.5000 to 1.0000"):
+        static_loss(losses, flops, 0.4)
 
 
 @pytest.mark.parametrize("examples", [0, 1, 30, 100, 1000])

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_fairseq.decision.decisions import Decisions
-from sd_fairseq.decision.policy import Noise, PolicyDistribution
+from sd_fairseq.decision.noise import Noise
+from sd_fairseq.decision.policy import PolicyDistribution
 from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_function_objective, self_critical_advantage
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.policy import Noise, PolicyDistribution, without_autocast
+from sd_fairseq.decision.noise import Noise
+from sd_fairseq.decision.policy import PolicyDistribution, without_autocast
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.reinforce import flat_gradient, score_function_objective
 from sd_fairseq.plugin.criterions.distillation import Distiller

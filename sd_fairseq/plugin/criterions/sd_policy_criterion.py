@@ -14,7 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
-from sd_fairseq.decision.policy import Noise
+from sd_fairseq.decision.noise import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.distillation import Distiller

@@ -9,7 +9,8 @@ from torch import nn
 
 from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork, RandomPolicy, StaticPolicy
+from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
+from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.fixed_path import NOTATION, parse_path, path_decisions

@@ -14,7 +14,9 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.policy import GivenPolicy, Noise, PolicyDistribution, split_logits
+from sd_fairseq.decision.given_policies import GivenPolicy
+from sd_fairseq.decision.noise import Noise
+from sd_fairseq.decision.policy import PolicyDistribution, split_logits
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.execution.sublayers import find_kept_rows
 from sd_fairseq.execution.tokens import shorten_source

@@ -1,0 +1,135 @@
+"""Scores paths on a fixed list of examples, teacher-forced: the loss and the FLOPs of each example on each path."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from fairseq import checkpoint_utils, utils
+from torch import Tensor
+
+from sd_fairseq.cost.path_flops import Lengths, relative_flops
+from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.plugin.conversion import overrides_for
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.preflight import check_checkpoint
+
+Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
+
+
+class Scores(NamedTuple):
+    """One path on every example.
+
+    Args:
+        loss: float64 [N], mean token NLL in nats.
+        halves: float64 [2, N], the same over even and over odd target positions.
+        flops: float64 [N], relative FLOPs of generation.
+    """
+
+    loss: Tensor
+    halves: Tensor
+    flops: Tensor
+
+
+class Scorer:
+    """Scores paths on a fixed list of examples.
+
+    Args:
+        model: a switchable model, dropout off.
+        batches: fairseq's batches.
+        padding: index of the padding symbol.
+        beam: beam size that FLOPs are counted for.
+    """
+
+    def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int):
+        self.model, self.batches, self.padding, self.beam = model, batches, padding, beam
+        self.known: Dict[Key, Scores] = {}
+
+    def score(self, key: Key) -> Scores:
+        """Scores one path for all examples; each path once."""
+        if key not in self.known:
+            space = self.model.space
+            keep, choice = torch.tensor([key[0]], dtype=torch.bool), torch.tensor([key[1]])
+            self.known[key] = self._run(
+                lambda count: PathRequest(
+                    decisions=space.to_decisions(keep.expand(count, -1), choice.expand(count)).to(self.device)
+                )
+            )[0]
+        return self.known[key]
+
+    def score_policy(self) -> Tuple[Scores, List[Decisions]]:
+        """Scores the paths that the model's own policy decides."""
+        return self._run(lambda count: PathRequest("mode"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
+        pieces, decisions = [], []
+        for sample in self.batches:
+            target = sample["target"]  # [B, T]
+            output = self.model(**sample["net_input"], path=request(target.size(0)))
+            log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
+            nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).double()  # [B, T]
+            real = target.ne(self.padding)
+            lengths = Lengths(sample["net_input"]["src_tokens"].ne(self.padding).sum(1), real.sum(1), self.beam)
+            taken = output[1]["decisions"]
+            flops = relative_flops("generation", self.model.shape, self.model.space, taken, lengths)
+            even = torch.arange(target.size(1), device=target.device) % 2 == 0
+            halves = torch.stack([mean_over(nll, real & even), mean_over(nll, real & ~even)])
+            pieces.append((mean_over(nll, real), halves, flops))
+            decisions.append(taken)
+        losses, halves, flops = zip(*pieces)
+        return Scores(torch.cat(losses).cpu(), torch.cat(halves, dim=1).cpu(), torch.cat(flops).cpu()), decisions
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Averages [B, T] over the positions ``where``; 0 where there is none."""
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def spread(sizes: Sequence[int], examples: int) -> int:
+    """Returns the largest n for which every n-th batch still makes up so many examples; 0 examples = all.
+
+    Args:
+        sizes: examples of each batch.
+        examples: how many are wanted.
+    """
+    wanted = examples or sum(sizes)
+    return max((n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) >= wanted), default=1)
+
+
+def load(args: Any) -> Scorer:
+    """Loads model and examples.
+
+    Args:
+        args: the options of ``path_search``.
+
+    Raises:
+        InputError: a checkpoint without decisions, or an unreadable one.
+    """
+    check_checkpoint(args.path, "--path")
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
+    model = models[0].eval()
+    if not hasattr(model, "space"):
+        raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
+    model = model.cuda() if args.cuda else model
+    task.load_dataset(args.gen_subset)
+    iterator = task.get_batch_iterator(
+        task.dataset(args.gen_subset), max_tokens=args.max_tokens, max_positions=model.max_positions()
+    ).next_epoch_itr(shuffle=False)
+    batches: List[Dict[str, Any]] = list(iterator)
+    if args.every == 0:
+        batches = batches[:: spread([batch["target"].size(0) for batch in batches], args.examples)]
+    else:
+        batches = batches[:: args.every]
+        sizes = itertools.accumulate(batch["target"].size(0) for batch in batches)
+        batches = batches[: 1 + sum(size < args.examples for size in sizes) if args.examples else None]
+    batches = [utils.move_to_cuda(batch) for batch in batches] if args.cuda else batches
+    return Scorer(model, batches, task.target_dictionary.pad(), args.beam)
