@@ -169,7 +169,7 @@ class Grid:
         if row.needs("static-path"):
             values["static-path"] = self.find_path(self.flops_of_default(seed))
         if row.needs("start-path"):
-            values["start-path"] = self.find_path(self.options.start_flops, row.parts)
+            values["start-path"] = self.find_path(self.options.start_flops, row.parts(self.settings.policy))
         return values
 
     def match_random(self, seed: int) -> str:

@@ -75,10 +75,13 @@ class Row:
         """All options of the decisions; what stands twice counts where it stands last."""
         return (() if self.weights or not self.has_policy else POLICY) + self.model + self.criterion
 
-    @property
-    def parts(self) -> List[str]:
-        """The switchable parts of the model."""
-        return dict(zip(self.options, self.options[1:]))["--sd-space"].split(",")
+    def parts(self, more: Sequence[str]) -> List[str]:
+        """Lists the switchable parts of the model.
+
+        Args:
+            more: options of all rows with decisions, after the recipe's.
+        """
+        return last_value((*POLICY, *more, *self.model), "--sd-space").split(",")
 
     def needs(self, placeholder: str) -> bool:
         """Tells whether an option holds {placeholder}."""
@@ -171,6 +174,11 @@ def size_options(model: Any, task: Any) -> Tuple[Tuple[str, ...], Tuple[str, ...
     return tuple(size), (*flags(("max_source_positions", "max_target_positions"), task), "--truncate-source")
 
 
+def last_value(options: Sequence[str], name: str) -> str:
+    """Returns the value of an option that has one; what stands last counts."""
+    return dict(zip(options, options[1:]))[name]
+
+
 def recipe_hash() -> str:
     """Returns a short hash of what all rows share, so that results of another recipe are not taken for these."""
     return hashlib.sha256(repr((TRAINING, POLICY, POLICY_SHARE, SEARCH)).encode("utf-8")).hexdigest()[:16]
@@ -185,9 +193,8 @@ def fill(options: Sequence[str], values: Dict[str, str]) -> List[str]:
 
 
 def search_command(settings: Settings, output: str, examples: int) -> List[str]:
-    """Returns the greedy search for static paths of the base, in the decision space of the recipe."""
-    space = POLICY[POLICY.index("--sd-space") + 1]
-    overrides = json.dumps({"sd_space": space})
+    """Returns the greedy search for static paths of the base, in the decision space of the rows."""
+    overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
     command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
     command += ["--lowest", LOWEST, "--output", output]

@@ -85,6 +85,17 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
     assert shared["max_update"] == 600 and shared["seed"] == 2
 
 
+def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
+    recipe = tools["recipe"]
+    rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
+    more = ("--sd-space", "encoder,token", "--sd-alpha", "2")
+    command = recipe.search_command(settings(tools, policy=more), "$OUT/frontier.json", 10)
+    assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "encoder,token"}
+    assert rows["default"].parts(()) == ["encoder", "decoder"]
+    assert rows["default"].parts(more) == ["encoder", "token"]
+    assert rows["token-only"].parts(more) == ["token"]
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
