@@ -68,6 +68,12 @@ class Scorer:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def source_lengths(self) -> Tensor:
+        """LongTensor [N], end of sentence included."""
+        rows = [sample["net_input"]["src_tokens"].ne(self.padding).sum(dim=1) for sample in self.batches]
+        return torch.cat(rows).cpu()
+
     @torch.no_grad()
     def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
         pieces, decisions = [], []

@@ -4,12 +4,13 @@
 
 A greedy search removes, step by step, the sub-layer (or takes the token strategy) that costs the least quality per FLOP
 saved, for all examples together. Every path that it tries is scored on every example, teacher-forced, so one table of
-losses and FLOPs [paths, examples] answers three questions at equal mean FLOPs:
+losses and FLOPs [paths, examples] answers four questions at equal mean FLOPs:
 
 * static: the best one path for all (a point on the lower convex hull: two paths may be mixed at random);
 * oracle: the best path of each example, chosen by the very loss that is reported - an upper bound that no policy can
   reach, because it also picks what suits the reference by chance;
-* halves: the path chosen by every second target token and scored on the others, which chance does not help.
+* halves: the path chosen by every second target token and scored on the others, which chance does not help;
+* by length: a path for each of four ranges of source lengths, chosen on half of the examples and scored on the others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tqdm import tqdm
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import Key, Scorer, load
+
+LENGTH_RANGES = 4  # of as many examples each
 
 
 def greedy_search(scorer: Scorer, lowest: float) -> List[Key]:
@@ -136,6 +139,37 @@ def pick(table: Tensor, chosen: Tensor) -> Tensor:
     return table.gather(0, chosen.unsqueeze(0)).squeeze(0)
 
 
+def gain_by_length(losses: Tensor, flops: Tensor, lengths: Tensor, target: float) -> Dict[str, float]:
+    """Compares one path for each range of lengths with the best static path, chosen on the other half of the examples.
+
+    Args:
+        losses, flops: [paths, N].
+        lengths: [N], source tokens.
+        target: mean relative FLOPs.
+
+    Returns:
+        Interval of the loss of the static path minus that of the ranges' paths, and both means of FLOPs.
+    """
+    order = lengths.argsort(stable=True)
+    folds = [order[0::2], order[1::2]]  # each covers all lengths
+    gains, costs = [], []
+    for there, here in (folds, folds[::-1]):
+        bins = [part for part in there.tensor_split(LENGTH_RANGES) if len(part)]
+        table = [torch.stack([values[:, part].mean(dim=1) for part in bins], dim=1) for values in (losses, flops)]
+        means = losses[:, there].mean(dim=1), flops[:, there].mean(dim=1)
+        goal = min(
+            max(target, float(means[1].min())), float(means[1].max())
+        )  # half of the examples may differ a little
+        paths = choose_paths(*table, goal)  # [ranges]
+        edges = torch.stack([lengths[part[-1]] for part in bins[:-1]]) if len(bins) > 1 else lengths[:0]
+        chosen = paths[torch.bucketize(lengths[here], edges)]
+        shares = best_static(*means, goal)
+        gains.append(mix(shares, losses[:, here]) - pick(losses[:, here], chosen))
+        costs.append(torch.stack([mix(shares, flops[:, here]), pick(flops[:, here], chosen)]))
+    static, ranges = torch.cat(costs, dim=1).mean(dim=1).tolist()
+    return {**interval(torch.cat(gains)), "flops_static": static, "flops_ranges": ranges}
+
+
 def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     """Compares policy, static path and oracle at the policy's mean FLOPs."""
     policy, decisions = scorer.score_policy()
@@ -171,6 +205,7 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
         "oracle_gap": static - oracle,
         "share_of_oracle_gap": (static - mine) / (static - oracle) if static > oracle else 0.0,
         "predictable_gap": static_halves - float(honest),
+        "gain_by_length": gain_by_length(losses, flops, scorer.source_lengths, target),
         "static_frontier": [
             {
                 "flops_generation": float(scorer.known[key].flops.mean()),

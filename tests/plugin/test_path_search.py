@@ -12,6 +12,7 @@ from sd_fairseq.plugin.path_search import (
     analyse,
     best_static,
     choose_paths,
+    gain_by_length,
     greedy_search,
     interval,
     mix,
@@ -78,6 +79,26 @@ def test_a_paths_scores_do_not_depend_on_the_batches():
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.2])
+def test_what_ranges_of_lengths_gain_is_found_and_chance_is_not(truth):
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(100):
+        lengths = torch.randint(5, 50, (400,), generator=generator)
+        noise = 0.3 * torch.randn(9, 400, generator=generator, dtype=torch.float64)
+        losses = 3.0 + noise
+        losses[0] = 1.0  # everything kept
+        losses[1] += truth * (lengths > lengths.median()) - truth / 2  # each is better for a half
+        losses[2] += truth * (lengths <= lengths.median()) - truth / 2
+        flops = torch.full((9, 400), 0.7, dtype=torch.float64)
+        flops[0] = 1.0
+        found.append(gain_by_length(losses, flops, lengths, 0.7))
+    assert all(one["flops_static"] == pytest.approx(0.7) == one["flops_ranges"] for one in found)
+    mean = sum(one["difference"] for one in found) / 100
+    assert mean == pytest.approx(truth / 2, abs=0.02)
+    assert sum(one["low"] > 0 for one in found) <= 7 if truth == 0 else sum(one["low"] > 0 for one in found) > 90
+
+
 def test_the_halves_make_up_the_loss():
     scorer = build_scorer()
     scores = scorer.score(((True,) * scorer.model.space.num_switches, 0))
@@ -116,4 +137,5 @@ def test_the_oracle_is_at_least_as_good_as_the_static_path_and_the_policys_own_f
     assert found["paths_tried"] == len(scorer.known)
     assert found["oracle_gap"] == pytest.approx(found["nll_static"] - found["nll_oracle"])
     assert found["policy_minus_static"]["difference"] == pytest.approx(found["nll_policy"] - found["nll_static"])
+    assert found["gain_by_length"]["flops_ranges"] == pytest.approx(found["flops_generation"], abs=0.1)
     assert found["static_frontier"][0]["nll"] == pytest.approx(found["nll_dense"])
