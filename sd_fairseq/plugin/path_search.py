@@ -157,9 +157,7 @@ def gain_by_length(losses: Tensor, flops: Tensor, lengths: Tensor, target: float
         bins = [part for part in there.tensor_split(LENGTH_RANGES) if len(part)]
         table = [torch.stack([values[:, part].mean(dim=1) for part in bins], dim=1) for values in (losses, flops)]
         means = losses[:, there].mean(dim=1), flops[:, there].mean(dim=1)
-        goal = min(
-            max(target, float(means[1].min())), float(means[1].max())
-        )  # half of the examples may differ a little
+        goal = min(max(target, float(means[1].min())), float(means[1].max()))  # a half may differ
         paths = choose_paths(*table, goal)  # [ranges]
         edges = torch.stack([lengths[part[-1]] for part in bins[:-1]]) if len(bins) > 1 else lengths[:0]
         chosen = paths[torch.bucketize(lengths[here], edges)]
