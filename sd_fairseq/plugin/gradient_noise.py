@@ -150,7 +150,10 @@ def load(args: argparse.Namespace) -> Tuple[Any, List[Evaluator]]:
     model = model.cuda() if args.cuda else model
     task.load_dataset(args.gen_subset)
     iterator = task.get_batch_iterator(
-        task.dataset(args.gen_subset), max_tokens=args.max_tokens, max_positions=model.max_positions()
+        task.dataset(args.gen_subset),
+        max_tokens=args.max_tokens,
+        max_positions=model.max_positions(),
+        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
     ).next_epoch_itr(shuffle=False)
     batches = list(iterator)
     chosen = batches[:: max(1, len(batches) // args.batches)][: args.batches]  # they are sorted by length

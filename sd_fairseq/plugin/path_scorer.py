@@ -128,7 +128,10 @@ def load(args: Any) -> Scorer:
     model = model.cuda() if args.cuda else model
     task.load_dataset(args.gen_subset)
     iterator = task.get_batch_iterator(
-        task.dataset(args.gen_subset), max_tokens=args.max_tokens, max_positions=model.max_positions()
+        task.dataset(args.gen_subset),
+        max_tokens=args.max_tokens,
+        max_positions=model.max_positions(),
+        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
     ).next_epoch_itr(shuffle=False)
     batches: List[Dict[str, Any]] = list(iterator)
     if args.every == 0:

@@ -41,6 +41,19 @@ def test_the_search_goes_on_to_the_policys_flops(pipeline, tmp_path):
     assert found["nll_oracle"] <= found["nll_static"] < float("inf")
 
 
+def test_pairs_longer_than_the_model_takes_are_left_out(pipeline, tmp_path, monkeypatch):
+    from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
+
+    counts = []
+    for limit in (64, 5):
+        out = tmp_path / f"{limit}.json"
+        monkeypatch.setattr(SwitchableBARTModel, "max_positions", lambda self, limit=limit: (64, limit))
+        options = ["--lowest", 1.0, "--examples", 0, "--output", out]
+        assert run(pipeline.data, "--path", pipeline.switchable, *options) == 0
+        counts.append(json.loads(out.read_text(encoding="utf-8"))["examples"])
+    assert counts[0] > counts[1] > 0
+
+
 @pytest.mark.parametrize("options", [[], ["--model-overrides", "[1]"]], ids=" ".join)
 def test_no_file_or_no_overrides_is_one_line(pipeline, tmp_path, capsys, options):
     path = pipeline.base if options else tmp_path / "no.pt"
