@@ -9,6 +9,12 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
+def pytest_configure(config):
+    """Lets pytest-xdist take files as they come: the longest have few tests, and by number they would all be last."""
+    if hasattr(config.option, "loadscopereorder"):  # from pytest-xdist 3.7 on
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """One seed a test, so that tests pass in any order; one thread, because the models here are tiny."""
