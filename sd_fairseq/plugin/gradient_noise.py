@@ -25,17 +25,16 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from sd_fairseq.learning.reinforce import flat_gradient
-from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.criterions.estimators import GATED, estimate_quality
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, trainable
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.preflight import check_checkpoint
+from sd_fairseq.plugin.path_scorer import load_batches
 
 # What is shown by default: name -> (estimator, paths an example).
 ESTIMATORS = {
@@ -141,21 +140,10 @@ def load(args: argparse.Namespace) -> Tuple[Any, List[Evaluator]]:
     Raises:
         InputError: a checkpoint without a policy that learns, or an unreadable one.
     """
-    check_checkpoint(args.path, "--path")
-    overrides = overrides_for(args.path, args.model_overrides, args.data)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
-    model = models[0].train()
+    model, task, batches = load_batches(args)
+    model.train()
     if getattr(model, "policy_learner", None) is None:
         raise InputError(f"{args.path} holds a {type(model).__name__} without a policy that learns")
-    model = model.cuda() if args.cuda else model
-    task.load_dataset(args.gen_subset)
-    iterator = task.get_batch_iterator(
-        task.dataset(args.gen_subset),
-        max_tokens=args.max_tokens,
-        max_positions=model.max_positions(),
-        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
-    ).next_epoch_itr(shuffle=False)
-    batches = list(iterator)
     chosen = batches[:: max(1, len(batches) // args.batches)][: args.batches]  # they are sorted by length
     chosen = [utils.move_to_cuda(sample) if args.cuda else sample for sample in chosen]
     return model, [Evaluator(model, sample, task.target_dictionary.pad(), 0.0) for sample in chosen]

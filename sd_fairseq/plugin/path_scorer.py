@@ -110,6 +110,29 @@ def spread(sizes: Sequence[int], examples: int) -> int:
     return max((n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) >= wanted), default=1)
 
 
+def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
+    """Loads a model, its task and all batches of a split, sorted by length.
+
+    Args:
+        args: with path, model_overrides, data, gen_subset, max_tokens and cuda.
+
+    Raises:
+        InputError: an unreadable checkpoint.
+    """
+    check_checkpoint(args.path, "--path")
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
+    model = models[0].cuda() if args.cuda else models[0]
+    task.load_dataset(args.gen_subset)
+    iterator = task.get_batch_iterator(
+        task.dataset(args.gen_subset),
+        max_tokens=args.max_tokens,
+        max_positions=model.max_positions(),
+        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
+    ).next_epoch_itr(shuffle=False)
+    return model, task, list(iterator)
+
+
 def load(args: Any) -> Scorer:
     """Loads model and examples.
 
@@ -119,21 +142,10 @@ def load(args: Any) -> Scorer:
     Raises:
         InputError: a checkpoint without decisions, or an unreadable one.
     """
-    check_checkpoint(args.path, "--path")
-    overrides = overrides_for(args.path, args.model_overrides, args.data)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
-    model = models[0].eval()
+    model, task, batches = load_batches(args)
+    model.eval()
     if not hasattr(model, "space"):
         raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
-    model = model.cuda() if args.cuda else model
-    task.load_dataset(args.gen_subset)
-    iterator = task.get_batch_iterator(
-        task.dataset(args.gen_subset),
-        max_tokens=args.max_tokens,
-        max_positions=model.max_positions(),
-        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
-    ).next_epoch_itr(shuffle=False)
-    batches: List[Dict[str, Any]] = list(iterator)
     if args.every == 0:
         batches = batches[:: spread([batch["target"].size(0) for batch in batches], args.examples)]
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from training import build_samples, build_training
 
-from sd_fairseq.plugin import gradient_noise
+from sd_fairseq.plugin import gradient_noise, path_scorer
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.gradient_noise import ESTIMATORS, estimate_gradient, measure_batch, measure_noise, summarise
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_measured_is_one_line(options, said, capsys, tmp_path):
 
 
 def test_overrides_that_are_no_object_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gradient_noise, "check_checkpoint", lambda *_: None)
+    monkeypatch.setattr(path_scorer, "check_checkpoint", lambda *_: None)
     assert gradient_noise.main([str(tmp_path), "--path", "any.pt", "--model-overrides", "[1]"]) == 1
     message = capsys.readouterr().err
     assert "--model-overrides '[1]': expected a JSON object" in message and message.count("\n") == 1
