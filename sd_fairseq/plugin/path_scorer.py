@@ -117,7 +117,7 @@ def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
         args: with path, model_overrides, data, gen_subset, max_tokens and cuda.
 
     Raises:
-        InputError: an unreadable checkpoint.
+        InputError: an unreadable checkpoint, or no pair that the model takes.
     """
     check_checkpoint(args.path, "--path")
     overrides = overrides_for(args.path, args.model_overrides, args.data)
@@ -130,7 +130,10 @@ def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
         max_positions=model.max_positions(),
         ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
     ).next_epoch_itr(shuffle=False)
-    return model, task, list(iterator)
+    batches = list(iterator)
+    if not batches:
+        raise InputError(f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens")
+    return model, task, batches
 
 
 def load(args: Any) -> Scorer:

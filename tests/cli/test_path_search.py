@@ -41,7 +41,7 @@ def test_the_search_goes_on_to_the_policys_flops(pipeline, tmp_path):
     assert found["nll_oracle"] <= found["nll_static"] < float("inf")
 
 
-def test_pairs_longer_than_the_model_takes_are_left_out(pipeline, tmp_path, monkeypatch):
+def test_pairs_longer_than_the_model_takes_are_left_out(pipeline, tmp_path, monkeypatch, capsys):
     from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 
     counts = []
@@ -52,6 +52,9 @@ def test_pairs_longer_than_the_model_takes_are_left_out(pipeline, tmp_path, monk
         assert run(pipeline.data, "--path", pipeline.switchable, *options) == 0
         counts.append(json.loads(out.read_text(encoding="utf-8"))["examples"])
     assert counts[0] > counts[1] > 0
+    monkeypatch.setattr(SwitchableBARTModel, "max_positions", lambda self: (64, 1))
+    assert run(pipeline.data, "--path", pipeline.switchable) == 1
+    assert "no pair of 'valid' is short enough for the model: (64, 1) tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--model-overrides", "[1]"]], ids=" ".join)
