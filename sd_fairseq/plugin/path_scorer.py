@@ -132,7 +132,9 @@ def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
     ).next_epoch_itr(shuffle=False)
     batches = list(iterator)
     if not batches:
-        raise InputError(f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens")
+        raise InputError(
+            f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens"
+        )
     return model, task, batches
 
 
