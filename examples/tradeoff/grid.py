@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
+import torch
 from recipe import (
     BASE,
     RecipeError,
@@ -164,32 +165,33 @@ class Grid:
     def find_values(self, row: Row, seed: int) -> Dict[str, str]:
         """Finds what the row's {placeholders} stand for."""
         values = {"seed": str(seed)}
-        if row.needs("keep"):
-            values["keep"] = self.match_random(seed)
-        if row.needs("static-path"):
-            values["static-path"] = self.find_path(self.flops_of_default(seed))
-        if row.needs("start-path"):
-            values["start-path"] = self.find_path(self.options.start_flops, row.parts(self.settings.policy))
+        for inside, (name, match) in row.placeholders().items():
+            if name == "keep":
+                values[inside] = self.match_random(match, seed)
+            elif name == "static-path":
+                values[inside] = self.find_path(self.measure_flops(match, seed))
+            elif name == "start-path":
+                values[inside] = self.find_path(self.options.start_flops, row.parts(self.settings.policy))
         return values
 
-    def match_random(self, seed: int) -> str:
-        """Returns the keep-probability at which random decisions cost what row default's do on valid."""
-        self.generate("default", seed, TUNED_ON)
-        folder = "$OUT/default-{}".format(seed)
+    def match_random(self, name: str, seed: int) -> str:
+        """Returns the keep-probability at which random decisions cost what a row's do on valid."""
+        self.generate(name, seed, TUNED_ON)
+        folder = "$OUT/{}-{}".format(name, seed)
         command = ["python", "-m", "sd_fairseq.plugin.match_random", "$DATA", "--path", folder + "/checkpoint_last.pt"]
         command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON)]
         output = self.resolve(folder + "/keep.txt")
         self.commands[output] = render(command, folder + "/keep.txt")
-        with locked(self.folder("default", seed)):
+        with locked(self.folder(name, seed)):
             if not os.path.exists(output):
                 self.run(command, self.resolve(folder + "/keep.log"), output)
             with open(output, encoding="utf-8") as text:
                 return text.read().split()[-1]
 
-    def flops_of_default(self, seed: int) -> float:
-        """Returns the mean relative FLOPs of row default on valid."""
-        self.generate("default", seed, TUNED_ON)
-        trace = os.path.join(self.folder("default", seed), TUNED_ON + ".trace.jsonl")
+    def measure_flops(self, name: str, seed: int) -> float:
+        """Returns the mean relative FLOPs of a row on valid."""
+        self.generate(name, seed, TUNED_ON)
+        trace = os.path.join(self.folder(name, seed), TUNED_ON + ".trace.jsonl")
         return summarise_trace(read_trace(trace)).flops_generation
 
     def find_path(self, flops: float, parts: Sequence[str] = ("encoder", "decoder", "token")) -> str:
@@ -223,6 +225,7 @@ class Grid:
             place = os.path.join(self.folder(one, seed), subset)
             systems[one] = read_system(one, place + ".txt", place + ".trace.jsonl")
         result = learning_results.measure(name, seed, systems[name], systems["dense"], self.options.data_name)
+        result["device"] = self.describe_devices()
         log = []
         if not self.rows[name].weights:
             log = learning_results.read_training_log(os.path.join(self.folder(name, seed), "train.log"))
@@ -230,6 +233,12 @@ class Grid:
         result["updates_to_converge"] = learning_results.updates_to_converge(log)
         result["violation_last"] = learning_results.violation_last(log)
         return result
+
+    def describe_devices(self) -> Dict[str, str]:
+        """Names what trained and what generated; without a GPU, or with --cpu, it was a CPU."""
+        given = {"training": self.settings.device, "generation": self.settings.generation}
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        return {step: "CPU" if "--cpu" in options else gpu for step, options in given.items()}
 
     def finish(self, name: str, seed: int) -> bool:
         """Makes and writes a row's result, or the record of its failure; tells whether it succeeded."""

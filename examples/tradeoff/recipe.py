@@ -43,6 +43,10 @@ SIZES = (
 TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
 BASE = "base"  # in the place of a row's name: weights as they are, without training
 PLACEHOLDERS = ("keep", "seed", "static-path", "start-path")
+MATCHED = {
+    "keep": "default",
+    "static-path": "default",
+}  # placeholder -> row whose FLOPs it matches; {keep:ROW} names another
 
 
 class RecipeError(ValueError):
@@ -55,7 +59,7 @@ class Row:
 
     Args:
         name: see :data:`sd_fairseq.evaluation.learning_results.FAMILIES`.
-        model: options of the model; may hold {keep}, {seed} and {static-path}.
+        model: options of the model; may hold :data:`PLACEHOLDERS`.
         criterion: options of the criterion, after the common ones.
         weights: row whose weights are deployed, "base" for the base's own, or "" for a row that is trained.
     """
@@ -83,9 +87,9 @@ class Row:
         """
         return last_value((*POLICY, *more, *self.model), "--sd-space").split(",")
 
-    def needs(self, placeholder: str) -> bool:
-        """Tells whether an option holds {placeholder}."""
-        return any("{" + placeholder + "}" in option for option in self.options)
+    def placeholders(self) -> Dict[str, Tuple[str, str]]:
+        """Finds the {placeholders} in its options; see :func:`find_placeholders`."""
+        return find_placeholders(" ".join(self.options))
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class Settings:
         updates: of every row's training.
         max_tokens: source tokens of an update.
         training, policy: more options of every row, and of the rows with decisions.
-        device: options that place the work, of training and generation.
+        device: options that place the work of training.
+        generation: the same of generation.
         size: dimensions of the base, as options.
         length: limits of its positions, as options.
     """
@@ -106,6 +111,7 @@ class Settings:
     training: Tuple[str, ...]
     policy: Tuple[str, ...]
     device: Tuple[str, ...]
+    generation: Tuple[str, ...]
     size: Tuple[str, ...]
     length: Tuple[str, ...]
 
@@ -128,6 +134,9 @@ def read_rows(path: str) -> Dict[str, Row]:
                 row = parse_row(line)
                 if row.name in rows:
                     raise ValueError("row {!r} stands twice".format(row.name))
+                for _, match in row.placeholders().values():
+                    if match and (match not in rows or rows[match].weights):
+                        raise ValueError("FLOPs of {!r}, which is no trained row above".format(match))
                 if row.weights not in ("", BASE) and (row.weights not in rows or rows[row.weights].weights):
                     raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
             except ValueError as error:
@@ -150,10 +159,24 @@ def parse_row(line: str) -> Row:
         raise ValueError("{} columns, expected name, model options, criterion options, weights".format(len(columns)))
     name, model, criterion, weights = columns + [""] * (4 - len(columns))
     row_order(name)
-    for found in re.findall(r"{([^}]*)}", model + criterion):
-        if found not in PLACEHOLDERS:
-            raise ValueError("{{{}}} is none of {}".format(found, ", ".join("{%s}" % one for one in PLACEHOLDERS)))
+    find_placeholders(model + criterion)
     return Row(name, tuple(shlex.split(model)), tuple(shlex.split(criterion)), weights)
+
+
+def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
+    """Finds the {names} and {names:ROW} in a text: what stands in the braces -> name, and the row to be matched or "".
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    found = {}
+    for inside in re.findall(r"{([^}]*)}", text):
+        name, colon, row = inside.partition(":")
+        if name not in (MATCHED if colon else PLACEHOLDERS):
+            known = ", ".join("{%s}" % one for one in PLACEHOLDERS)
+            raise ValueError("{{{}}} is none of {}".format(inside, known))
+        found[inside] = name, row or MATCHED.get(name, "")
+    return found
 
 
 def size_options(model: Any, task: Any) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
@@ -221,7 +244,7 @@ def generate_command(
     place = "$OUT/{}-{}/{}".format(row.name, seed, subset)
     checkpoint = "$OUT/{}-{}/checkpoint_last.pt".format(row.weights or row.name, seed)
     checkpoint = "$BASE" if row.weights == BASE else checkpoint
-    command = ["python", "-m", "fairseq_cli.generate", "$DATA", *TASK, *settings.length, *settings.device]
+    command = ["python", "-m", "fairseq_cli.generate", "$DATA", *TASK, *settings.length, *settings.generation]
     command += ["--path", checkpoint, "--gen-subset", subset, *SEARCH, "--sd-trace", place + ".trace.jsonl"]
     if row.weights and row.model:
         command += ["--model-overrides", repr(overrides(fill(row.model, values)))]

@@ -58,7 +58,8 @@ def build_grid(options: argparse.Namespace) -> Grid:
     size, length = read_base(options.base)
     more = [tuple(shlex.split(text)) for text in (options.training_options, options.policy_options)]
     device = tuple(shlex.split(options.device_options))
-    settings = Settings(options.updates, options.max_tokens, more[0], more[1], device, size, length)
+    generation = device if options.generation_options is None else tuple(shlex.split(options.generation_options))
+    settings = Settings(options.updates, options.max_tokens, more[0], more[1], device, generation, size, length)
     used = binaries(options.data, "train") + binaries(options.data, TUNED_ON)
     return Grid(options, rows, settings, {"base": hash_files([options.base]), "data": hash_files(used)})
 
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, help="CPU threads of each command (default: %(default)s)")
     text = "default: --cpu; with --amp where the CPU multiplies in bfloat16; on a GPU '' or =--fp16"
     add("--device-options", default="--cpu", help=text)
+    add("--generation-options", help="the same of generation alone (default: as --device-options)")
     add("--training-options", default="", help="more options of fairseq-train for every row, dense too")
     add("--policy-options", default="", help="more options of fairseq-train for the rows with decisions")
     add("--start-flops", type=float, default=0.8, help="of the static path where policies start (default: %(default)s)")

@@ -51,6 +51,7 @@ def settings(tools, **changes):
         "training": (),
         "policy": (),
         "device": ("--cpu",),
+        "generation": ("--cpu",),
         "size": size,
         "length": length,
     }
@@ -67,6 +68,7 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
     rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
     path = "encoder_attention=110,token_strategy=last:20"
     values = {"keep": "0.7", "seed": "2", "static-path": path, "start-path": path}
+    values.update({"keep:budget-0.7": "0.6", "static-path:budget-0.7": path})
     shared = {}
     for name, row in rows.items():
         if row.weights:
@@ -102,6 +104,9 @@ def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
         ("budgets-0.5\t\t", "row 'budgets-0.5' is none of"),
         ("default\t\t", "row 'default' stands twice"),
         ("static\t--sd-static-path {path}\t", "{path} is none of {keep}, {seed}, {static-path}, {start-path}"),
+        ("static\t--sd-random-keep {keep:barrier}\t", "FLOPs of 'barrier', which is no trained row above"),
+        ("static\t--sd-random-keep {keep:dense-trained}\t", "FLOPs of 'dense-trained', which is no trained row above"),
+        ("static\t--sd-random-seed {seed:default}\t", "{seed:default} is none of"),
         ("random-deployed\t--sd-policy random\t\tbarrier", "weights of 'barrier', which is no trained row above"),
         ("barrier\t\t\t\tdefault", "5 columns"),
         ("barrier\t--sd-policy 'random\t", "No closing quotation"),
@@ -167,6 +172,10 @@ def made(tools, tmp_path_factory):
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     table = folder / "rows.tsv"
     text = (FOLDER / "rows.tsv").read_text()
+    text = text.replace(
+        "{keep} --sd-random-seed {seed}\t\tdefault", "{keep:default} --sd-random-seed {seed}\t\tdefault"
+    )
+    assert "{keep:default}" in text
     table.write_text(text + "budget-2\t\t--sd-mode budget --sd-flops-budget 2\n")
     arguments = ["--data", folder / "prepared" / "data-bin", "--base", folder / "start" / "base.pt"]
     arguments += ["--out", folder / "out", "--results", folder / "results", "--seeds", "3", "--updates", "5"]
@@ -250,6 +259,7 @@ def test_no_result_tells_of_this_machine_and_every_command_is_there(made):
         if "failed" not in result:
             assert all(command.startswith("python -m ") for command in result["command"])
             assert result["command"][-1].endswith("> $OUT/{row}-{seed}/valid.txt".format(**result))
+            assert result["device"] == {"training": "CPU", "generation": "CPU"}
     assert not any("fairseq_cli.train" in command for command in results_of(made["folder"])["dense-3"]["command"])
     assert "--path $BASE " in results_of(made["folder"])["dense-3"]["command"][-1]
     deployed = results_of(made["folder"])["random-deployed-3"]["command"]
