@@ -1,6 +1,7 @@
 """The trade-off grid as tables and one picture, from the JSON files of its rows.
 
     python -m sd_fairseq.evaluation.learning_table results/learning --plot tradeoff.png --against default
+    python -m sd_fairseq.evaluation.learning_table --fill README.md
 
 Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs) and 10 (skip rates).
 """
@@ -8,7 +9,11 @@ Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -21,6 +26,8 @@ from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, METRICS, ResultEr
 from sd_fairseq.evaluation.report import bootstrap_differences
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 
+TABLES = ("quality", "skipped", "compared")
+BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 SAME_FOR_ALL = ("subset", "updates", "max_tokens", "data")
 SAME_FOR_A_SEED = ("base",)
 HEADER = (
@@ -175,28 +182,109 @@ def draw(rows: Dict[str, GridRow], path: str) -> None:
             os.remove(part)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
     summary = str(__doc__).split("\n", 1)[0]
     parser = argparse.ArgumentParser(prog="python -m sd_fairseq.evaluation.learning_table", description=summary)
-    parser.add_argument("folder", help="folder of results, ROW-SEED.json")
+    parser.add_argument("folder", nargs="?", help="folder of results, ROW-SEED.json")
     parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L against FLOPs of generation, too")
     parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
-    options = parser.parse_args(arguments)
-    tables = []
+    parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--fill", nargs="+", metavar="FILE", help="instead: put tables (and plots) where FILEs want them"
+    )
+    return parser
+
+
+def make_tables(options: argparse.Namespace) -> str:
+    """Makes the tables of a folder, and the picture where one is wanted.
+
+    Raises:
+        ResultError: results that cannot be read, do not compare, or lack what is asked for.
+    """
+    wanted = options.tables.split(",")
+    unknown = [name for name in wanted if name not in TABLES]
+    if unknown:
+        raise ResultError(f"--tables: {unknown[0]!r} is none of {', '.join(TABLES)}")
+    results = read_results(options.folder)
+    check_comparable(results)
+    rows = collect(results)
+    makers: Dict[str, Callable[[], str]] = {
+        "quality": lambda: render_grid(rows),
+        "skipped": lambda: render_skip_rates(rows),
+        "compared": lambda: render_comparison(rows, options.against),
+    }
+    made = [makers[name]() for name in wanted if name != "compared" or options.against]
+    if options.plot:
+        draw(rows, options.plot)
+    return "\n\n".join(made)
+
+
+def fill(text: str, place: str) -> str:
+    """Replaces what stands between ``<!-- learning_table OPTIONS -->`` and ``<!-- /learning_table -->`` by the tables.
+
+    Args:
+        text: of a document, Markdown; folders in OPTIONS are seen from the working directory.
+        place: its name, for messages.
+
+    Raises:
+        ResultError: no such lines, one without the other, or OPTIONS that cannot be followed.
+    """
+    pieces = BLOCK.split(text)  # text, options, what stood there, text, ...
+    left = "".join(pieces[::3])
+    if len(pieces) == 1 or "learning_table -->" in left or "<!-- learning_table" in left:
+        raise ResultError(
+            f"{place}: expected lines <!-- learning_table FOLDER --> and <!-- /learning_table --> in pairs"
+        )
+    for index in range(1, len(pieces), 3):
+        words = pieces[index]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # argparse's usage
+                options = build_parser().parse_args(shlex.split(words))
+        except (SystemExit, ValueError) as error:
+            raise ResultError(f"{place}: <!-- learning_table {words} -->: options that are none") from error
+        if options.folder is None or options.fill:
+            raise ResultError(f"{place}: <!-- learning_table {words} -->: expected a folder, and no --fill")
+        tables = make_tables(options)
+        pieces[index] = f"<!-- learning_table {words} -->\n\n{tables}\n\n<!-- /learning_table -->"
+        pieces[index + 1] = ""
+    return "".join(pieces)
+
+
+def fill_files(paths: Sequence[str]) -> None:
+    """Fills files; each is written beside its place, then renamed, once all are made.
+
+    Raises:
+        ResultError: see :func:`fill`; or a file that cannot be read or written.
+    """
+    made = {}
     try:
-        results = read_results(options.folder)
-        check_comparable(results)
-        rows = collect(results)
-        tables += [render_grid(rows), render_skip_rates(rows)]
-        if options.against:
-            tables.append(render_comparison(rows, options.against))
-        if options.plot:
-            draw(rows, options.plot)
+        for path in paths:
+            with open(path, encoding="utf-8") as text:
+                made[path] = fill(text.read(), path)
+        for path, content in made.items():
+            part = f"{path}.{os.getpid()}.part"
+            with open(part, "w", encoding="utf-8") as text:
+                text.write(content)
+            os.replace(part, path)
+    except OSError as error:
+        raise ResultError(f"{error.filename}: {error.strerror}") from error
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if bool(options.folder) == bool(options.fill):
+        parser.error("expected a folder of results, or --fill and files")
+    try:
+        if options.fill:
+            fill_files(options.fill)
+        else:
+            print(make_tables(options))
     except ValueError as error:  # a ResultError, or matplotlib is missing
         print(f"learning_table: error: {error}", file=sys.stderr)
         return 1
-    print("\n\n".join(tables))
     return 0
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from sd_fairseq.evaluation.learning_results import (
     violation_last,
     write_result,
 )
-from sd_fairseq.evaluation.learning_table import main
+from sd_fairseq.evaluation.learning_table import fill, main
 from sd_fairseq.evaluation.report import System, texts
 from sd_fairseq.evaluation.rouge import document_scores
 
+ROOT = Path(__file__).resolve().parents[2]
 RATES = {"encoder_attention": 0.1, "encoder_ffn": 0.2, "decoder_attention": 0.25, "decoder_ffn": 0.5, "token": 0.125}
 SETTINGS = {"subset": "test", "updates": 600, "max_tokens": 3072, "data": "d", "base": "b"}
 
@@ -317,3 +319,85 @@ def test_a_row_that_cannot_be_compared_with_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path), "--against", "default"]) == 1
     captured = capsys.readouterr()
     assert not captured.out and "--against default: no such row with" in captured.err
+
+
+def test_a_document_is_filled_with_what_the_command_prints_and_keeps_the_rest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scores = [1.0] * 1000
+    for name, seeds in (("one", (1, 2)), ("two", (3,))):
+        (tmp_path / name).mkdir()
+        pairs = [(row, seed) for row in ("default", "static") for seed in seeds]
+        write(tmp_path / name, *(result(row, seed, rougeL_by_example=scores) for row, seed in pairs))
+    around = ["# Title\n\n| a | table |\n", "\n\ntext between\n", "\nthe end\n"]
+    options = ["one --against default", "two --tables skipped,quality"]
+    blocks = [f"<!-- learning_table {words} -->\n{{}}<!-- /learning_table -->" for words in options]
+    old = around[0] + blocks[0].format("") + around[1] + blocks[1].format("\nold\n| rows |\n") + around[2]
+    (tmp_path / "README.md").write_text(old)
+    assert main(["--fill", "README.md"]) == 0
+    printed = []
+    for words in options:
+        capsys.readouterr()
+        assert main(words.split()) == 0
+        printed.append(blocks[len(printed)].format("\n" + capsys.readouterr().out + "\n"))
+    assert len(tables(printed[0])) == 3 and "% skipped" in printed[1].splitlines()[2]
+    filled = (tmp_path / "README.md").read_text()
+    assert filled == around[0] + printed[0] + around[1] + printed[1] + around[2]
+    assert main(["--fill", "README.md"]) == 0
+    assert (tmp_path / "README.md").read_text() == filled
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        ("no block", "expected lines <!-- learning_table FOLDER -->"),
+        ("<!-- learning_table one -->", "in pairs"),
+        ("<!-- learning_table one -->\n<!-- /learning_table -->\n<!-- /learning_table -->", "in pairs"),
+        ("<!-- learning_table -->\n<!-- /learning_table -->", "in pairs"),
+        (
+            "<!-- learning_table one --colour red -->\n<!-- /learning_table -->",
+            "--colour red -->: options that are none",
+        ),
+        ("<!-- learning_table 'one -->\n<!-- /learning_table -->", "'one -->: options that are none"),
+        ("<!-- learning_table --fill one -->\n<!-- /learning_table -->", "expected a folder, and no --fill"),
+        (
+            "<!-- learning_table one --tables all -->\n<!-- /learning_table -->",
+            "'all' is none of quality, skipped, compared",
+        ),
+        ("<!-- learning_table two -->\n<!-- /learning_table -->", "two: No such file"),
+    ],
+)
+def test_a_document_that_cannot_be_filled_is_one_line_and_no_file_changes(
+    tmp_path, capsys, monkeypatch, block, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one", result("default", 1))
+    good = "<!-- learning_table one -->\n<!-- /learning_table -->\n"
+    (tmp_path / "good.md").write_text(good)
+    (tmp_path / "bad.md").write_text(f"text\n{block}\n")
+    assert main(["--fill", "good.md", "bad.md"]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert (tmp_path / "good.md").read_text() == good and (tmp_path / "bad.md").read_text() == f"text\n{block}\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "good.md", "bad.md"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["results", "--fill", "README.md"]])
+def test_a_folder_or_documents_are_expected(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "expected a folder of results, or --fill and files" in capsys.readouterr().err
+
+
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "<!-- learning_table" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_in_the_documents_are_those_of_the_results(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    text = re.sub(r" --plot \S+", "", path.read_text())
+    assert fill(text, path.name) == text
