@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
@@ -28,6 +28,7 @@ from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 
 TABLES = ("quality", "skipped", "compared")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
+Pair = Tuple[Dict[str, Any], Dict[str, Any]]  # two results of one seed
 SAME_FOR_ALL = ("subset", "updates", "max_tokens", "data")
 SAME_FOR_A_SEED = ("base",)
 HEADER = (
@@ -90,14 +91,17 @@ def check_comparable(results: Sequence[Dict[str, Any]]) -> None:
 
 
 def render_grid(rows: Dict[str, GridRow]) -> str:
-    """Renders quality and cost, Markdown: means over the seeds with smallest and largest value, failures below."""
-    lines = [[name, *_cells(row)] for name, row in rows.items()]
+    """Renders quality and cost, Markdown: means over the seeds with smallest and largest value, failures below.
+
+    "R-L - dense" has the 95 % interval of a bootstrap over the examples, paired, where the results hold their scores.
+    """
+    lines = [[name, *_cells(row, rows.get("dense", GridRow()))] for name, row in rows.items()]
     table = tabulate(lines, HEADER, tablefmt="github", disable_numparse=True)
     failures = [f"- {name}, seed {seed}: {why}" for name, row in rows.items() for seed, why in row.failures.items()]
     return "\n".join([table] + (["", "Failed:", "", *failures] if failures else []))
 
 
-def _cells(row: GridRow) -> List[str]:
+def _cells(row: GridRow, reference: GridRow) -> List[str]:
     seeds = [", ".join(str(run["seed"]) for run in row.runs)] if row.runs else []
     seeds += ["failed: " + ", ".join(map(str, row.failures))] if row.failures else []
     cells = ["; ".join(seeds)]
@@ -106,8 +110,12 @@ def _cells(row: GridRow) -> List[str]:
     cells += [show_range(row.values(metric)) for metric in METRICS]
     dense = row.runs[0]["row"] == "dense"
     losses = sum(run["significant_loss"] for run in row.runs)
-    differences = [run["rougeL_minus_dense"]["difference"] for run in row.runs]
-    cells += ["", ""] if dense else [f"{mean(differences):+.2f}", f"{losses} of {len(row.runs)}"]
+    pairs = pair_by_seed(row, reference)
+    if len(pairs) == len(row.runs):
+        difference = _show_interval(compare_by_example(pairs))
+    else:
+        difference = f"{mean([run['rougeL_minus_dense']['difference'] for run in row.runs]):+.2f}"
+    cells += ["", ""] if dense else [difference, f"{losses} of {len(row.runs)}"]
     shown: Dict[str, Callable[[float], str]] = {
         "flops_generation": "{:.3f}".format,
         "flops_paper": "{:.3f}".format,
@@ -143,22 +151,33 @@ def render_comparison(rows: Dict[str, GridRow], reference: str) -> str:
     Raises:
         ResultError: no such row, or its results do not hold scores by example.
     """
-    known = {name: {run["seed"]: run for run in row.runs if BY_EXAMPLE in run} for name, row in rows.items()}
-    if not known.get(reference):
+    row_of_reference = rows.get(reference, GridRow())
+    if not any(BY_EXAMPLE in run for run in row_of_reference.runs):
         raise ResultError(f"--against {reference}: no such row with {BY_EXAMPLE!r}; there are {', '.join(rows)}")
     lines = []
-    for name, runs in known.items():
-        seeds = sorted(set(runs) & set(known[reference]))
-        if name == reference or not seeds:
+    for name, row in rows.items():
+        pairs = pair_by_seed(row, row_of_reference)
+        if name == reference or not pairs:
             continue
-        pairs = [(runs[seed], known[reference][seed]) for seed in seeds]
-        differences = [np.array(one[BY_EXAMPLE]) - np.array(other[BY_EXAMPLE]) for one, other in pairs]
-        each = "; ".join(_show_interval(bootstrap_differences(one, name)) for one in differences)
-        together = _show_interval(bootstrap_differences(np.mean(differences, axis=0), name))
+        each = "; ".join(_show_interval(compare_by_example([pair])) for pair in pairs)
+        together = _show_interval(compare_by_example(pairs))
+        seeds = [one["seed"] for one, _ in pairs]
         flops = mean([one["flops_generation"] - other["flops_generation"] for one, other in pairs])
         lines.append([name, ", ".join(map(str, seeds)), each, together, f"{flops:+.3f}"])
     header = ["row", "seeds", f"R-L - {reference}, each seed", "all seeds", f"FLOPs - {reference}"]
     return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
+def pair_by_seed(row: GridRow, reference: GridRow) -> List[Pair]:
+    """Pairs the runs of two rows by seed, where both hold scores by example."""
+    others = {run["seed"]: run for run in reference.runs if BY_EXAMPLE in run}
+    return [(run, others[run["seed"]]) for run in row.runs if BY_EXAMPLE in run and run["seed"] in others]
+
+
+def compare_by_example(pairs: Sequence[Pair]) -> Dict[str, float]:
+    """Bootstraps the ROUGE-L of the first minus that of the second of each pair, averaged over the pairs."""
+    differences = [np.array(one[BY_EXAMPLE]) - np.array(other[BY_EXAMPLE]) for one, other in pairs]
+    return bootstrap_differences(np.mean(differences, axis=0), pairs[0][0]["row"])
 
 
 def _show_interval(test: Dict[str, float]) -> str:

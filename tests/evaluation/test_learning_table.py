@@ -304,6 +304,22 @@ def test_rows_are_compared_pairwise_by_example_and_seed(tmp_path, capsys):
     assert backwards == pytest.approx([-difference, -high, -low], abs=0.02)
 
 
+def test_the_interval_beside_dense_is_that_of_the_comparison_with_dense(tmp_path, capsys):
+    generator = np.random.default_rng(2)
+    results = [result("barrier", 1, 30.5)]  # an older result, without scores
+    for seed in (1, 2, 3):
+        dense = generator.uniform(0, 100, 1000)
+        results.append(result("dense", seed, flops=1.0, rougeL_by_example=dense.tolist()))
+        changed = dense - 1 + generator.normal(0, 5, 1000)
+        results.append(result("static", seed, rougeL_by_example=changed.tolist()))
+    write(tmp_path, *results)
+    assert main([str(tmp_path), "--against", "dense"]) == 0
+    quality, _, compared = tables(capsys.readouterr().out)
+    assert quality["static"]["R-L - dense"] == compared["static"]["all seeds"]
+    assert len(read_interval(quality["static"]["R-L - dense"])) == 3
+    assert quality["barrier"]["R-L - dense"] == "-0.50"
+
+
 @pytest.mark.parametrize(
     "scores, message",
     [([1.0], "has 1 scores, expected 1000"), ("x", "is 'x', expected list"), ([True] * 1000, "is True, expected int")],
