@@ -32,7 +32,7 @@ def call(*command, **options):
 def tools():
     """The scripts as modules, by name."""
     sys.path.insert(0, str(FOLDER))
-    names = ("recipe", "steps", "grid", "run")
+    names = ("recipe", "steps", "grid", "run", "timing")
     try:
         yield {name: importlib.import_module(name) for name in names}
     finally:
@@ -326,3 +326,42 @@ def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
     rows = [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
     assert rows[:7] == ["row", rows[1], "dense", "default", "budget-2", "random-deployed", "% skipped"]
     assert "- budget-2, seed 3: " in output and (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tools, tmp_path, monkeypatch):
+    timing = importlib.import_module("timing")
+    order = []
+
+    def run(words, *others, **options):
+        order.append(words[words.index("--path") + 1])
+        forked(words, *others, **options)
+
+    monkeypatch.setattr(tools["grid"], "run_command", run)
+    before = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
+    arguments = [*made["arguments"], "--rows", "default", "--rounds", "2", "--output", str(tmp_path / "time.json")]
+    assert timing.main(arguments) == 0
+    assert len(order) == 4 and order[:2] == order[2:] and order[0] != order[1]
+    found = json.loads((tmp_path / "time.json").read_text())
+    assert set(found["seconds"]) == {"dense-3", "default-3"} and found["device"] == "CPU"
+    for name, values in found["seconds"].items():
+        assert len(values) == 2 and sorted(values)[0] <= found["medians"][name] <= sorted(values)[1]
+    ratio = found["medians"]["dense-3"] / found["medians"]["default-3"]
+    assert found["times_as_fast"] == {"dense-3": 1, "default-3": pytest.approx(ratio, abs=0.001)}
+    made_by = results_of(made["folder"])["default-3"]["command"][-1]
+    assert found["commands"]["default-3"] == made_by and str(made["folder"]) not in json.dumps(found)
+    after = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
+    assert after == before
+
+
+def test_a_row_without_weights_is_not_timed(made, tools, tmp_path, capsys, monkeypatch):
+    timing = importlib.import_module("timing")
+    monkeypatch.setattr(tools["grid"], "run_command", lambda *_, **__: pytest.fail("something ran"))
+    arguments = [*made["arguments"], "--rows", "barrier", "--output", str(tmp_path / "time.json")]
+    monkeypatch.setattr(timing, "time_row", skip_dense(timing.time_row))
+    assert timing.main(arguments) == 2
+    assert "$OUT/barrier-3: no trained weights, run.py makes them" in capsys.readouterr().err
+    assert not (tmp_path / "time.json").exists()
+
+
+def skip_dense(time_row):
+    return lambda grid, name, seed: 1.0 if name == "dense" else time_row(grid, name, seed)
