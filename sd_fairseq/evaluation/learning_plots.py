@@ -1,4 +1,4 @@
-"""The picture of the trade-off grid: ROUGE-L against FLOPs of generation, a marker a family of rows."""
+"""The picture of the trade-off grid: ROUGE-L minus dense against FLOPs of generation, a marker a family of rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from sd_fairseq.evaluation.understanding_table import mean
 
 MARKERS = "sovX^DP*<>phd8H1234+"
 Runs = Sequence[Dict[str, Any]]
+Interval = Tuple[float, float]
 
 
-def draw_grid(rows: Dict[str, Runs], path: str) -> None:
-    """Draws every row: its mean large, its seeds small; rows that differ by a number are joined.
+def draw_grid(rows: Dict[str, Runs], intervals: Dict[str, Interval], path: str) -> None:
+    """Draws every row: its mean large, with its interval; its seeds small; rows that differ by a number are joined.
 
     Args:
         rows: name -> results of its seeds, at least one each, in the order of the table.
+        intervals: name -> 95 % interval of its mean difference to dense, where that is known.
         path: PNG to write, whatever its ending.
 
     Raises:
@@ -25,10 +27,7 @@ def draw_grid(rows: Dict[str, Runs], path: str) -> None:
     plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(8.6, 5.2))
     colors = plt.get_cmap("tab20")
-    if "dense" in rows:
-        low, high = (mean([run["rougeL_interval"][end] for run in rows["dense"]]) for end in (0, 1))
-        axes.axhspan(low, high, color="#d9d9d9", alpha=0.5, linewidth=0, label="dense, 95 % interval")
-        axes.axhline(mean([run["rougeL"] for run in rows["dense"]]), color="#7f7f7f", linestyle="--", linewidth=1)
+    axes.axhline(0, color="#7f7f7f", linestyle="--", linewidth=1)
     for family, members in group_families(rows).items():
         index = FAMILIES.index(family)
         look = {"marker": MARKERS[index % len(MARKERS)], "color": colors(index % 20)}
@@ -38,9 +37,12 @@ def draw_grid(rows: Dict[str, Runs], path: str) -> None:
         label = family if len(members) == 1 and members[0] == family else f"{family} ({_numbers(members)})"
         line = "-" if len(members) > 1 else "none"
         axes.plot(*zip(*means), linestyle=line, linewidth=0.8, markersize=9, label=label, **look)
+        for name, (flops, _) in zip(members, means):
+            if name in intervals and name != "dense":
+                axes.vlines(flops, *intervals[name], color=look["color"], linewidth=1.2, alpha=0.8)
     axes.set_xlabel("FLOPs of generation, relative to the dense path")
-    axes.set_ylabel("ROUGE-L F, 0-100")
-    axes.set_title("Quality against FLOPs: means (large) and seeds (small)", fontsize=11)
+    axes.set_ylabel("ROUGE-L minus dense")
+    axes.set_title("Quality against FLOPs: means with 95 % intervals (paired bootstrap), seeds (small)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=150, bbox_inches="tight", format="png")
@@ -56,7 +58,7 @@ def group_families(rows: Dict[str, Runs]) -> Dict[str, List[str]]:
 
 
 def _points(runs: Runs) -> Tuple[List[float], List[float]]:
-    return [run["flops_generation"] for run in runs], [run["rougeL"] for run in runs]
+    return [run["flops_generation"] for run in runs], [run["rougeL_minus_dense"]["difference"] for run in runs]
 
 
 def _numbers(members: Sequence[str]) -> str:

@@ -191,8 +191,14 @@ def draw(rows: Dict[str, GridRow], path: str) -> None:
         ResultError: it cannot be written.
     """
     part = f"{path}.{os.getpid()}.part"
+    intervals = {}
+    for name, row in rows.items():
+        pairs = pair_by_seed(row, rows.get("dense", GridRow()))
+        if pairs and len(pairs) == len(row.runs):
+            test = compare_by_example(pairs)
+            intervals[name] = test["low"], test["high"]
     try:
-        draw_grid({name: row.runs for name, row in rows.items() if row.runs}, part)
+        draw_grid({name: row.runs for name, row in rows.items() if row.runs}, intervals, part)
         os.replace(part, path)
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
@@ -206,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     summary = str(__doc__).split("\n", 1)[0]
     parser = argparse.ArgumentParser(prog="python -m sd_fairseq.evaluation.learning_table", description=summary)
     parser.add_argument("folder", nargs="?", help="folder of results, ROW-SEED.json")
-    parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L against FLOPs of generation, too")
+    parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L minus dense against FLOPs, too")
     parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
     parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas (default: %(default)s)")
     parser.add_argument(
