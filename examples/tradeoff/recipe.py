@@ -43,10 +43,8 @@ SIZES = (
 TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
 BASE = "base"  # in the place of a row's name: weights as they are, without training
 PLACEHOLDERS = ("keep", "seed", "static-path", "start-path")
-MATCHED = {
-    "keep": "default",
-    "static-path": "default",
-}  # placeholder -> row whose FLOPs it matches; {keep:ROW} names another
+# Placeholder -> row whose FLOPs it matches; {keep:ROW} names another.
+MATCHED = {"keep": "default", "static-path": "default"}
 
 
 class RecipeError(ValueError):

@@ -55,6 +55,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if options.rounds < 1:
         parser.error("--rounds {}: expected 1 or more".format(options.rounds))
     try:
+        if not os.path.isdir(os.path.dirname(os.path.abspath(options.output))):  # told before minutes are spent
+            raise RecipeError("--output: no folder for {}".format(options.output))
         grid = build_grid(options)
         seconds: Dict[str, List[float]] = {}
         for number in range(options.rounds):

@@ -361,6 +361,8 @@ def test_a_row_without_weights_is_not_timed(made, tools, tmp_path, capsys, monke
     assert timing.main(arguments) == 2
     assert "$OUT/barrier-3: no trained weights, run.py makes them" in capsys.readouterr().err
     assert not (tmp_path / "time.json").exists()
+    assert timing.main([*arguments, "--output", str(tmp_path / "none" / "time.json")]) == 2
+    assert "--output: no folder for" in capsys.readouterr().err
 
 
 def skip_dense(time_row):
