@@ -15,6 +15,7 @@ from recipe import (
     RecipeError,
     Row,
     Settings,
+    constraint_command,
     generate_command,
     recipe_hash,
     render,
@@ -213,6 +214,18 @@ class Grid:
         sites = [(site, value) for site, value in nearest["path"].items() if site.split("_")[0] in parts]
         return ",".join("{}={}".format(*site) for site in sites)
 
+    def check_constraint(self, name: str, seed: int) -> Dict[str, Any]:
+        """Measures a trained row's violation on many pairs of train, its policy standing still."""
+        output = "$OUT/{}-{}/constraint.json".format(name, seed)
+        command, place = constraint_command(self.rows[name], seed, self.settings, output), self.resolve(output)
+        self.commands[place] = render(command)
+        with locked(self.folder(name, seed)):
+            if not os.path.exists(place):
+                say("{}, seed {}: checking the constraint".format(name, seed))
+                self.run(command, os.path.join(self.folder(name, seed), "constraint.log"))
+            found: Dict[str, Any] = read_json(place)
+            return found
+
     def make(self, name: str, seed: int) -> Dict[str, Any]:
         """Makes a row's result.
 
@@ -232,6 +245,8 @@ class Grid:
         result["updates"] = 0 if self.rows[name].weights == BASE else self.settings.updates
         result["updates_to_converge"] = learning_results.updates_to_converge(log)
         result["violation_last"] = learning_results.violation_last(log)
+        if result["violation_last"] is not None and self.rows[name].constrains_loss(self.settings.policy):
+            result[learning_results.CONSTRAINT] = self.check_constraint(name, seed)
         return result
 
     def describe_devices(self) -> Dict[str, str]:

@@ -32,6 +32,7 @@ POLICY = (
 )
 POLICY_SHARE = 0.25  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 LOWEST = "0.7"  # relative FLOPs at which the search for static paths ends
+CHECKED = "1000"  # pairs of train on which a trained policy's constraint is measured
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),
     *("--post-process", "sentencepiece", "--scoring", "sd_rouge"),
@@ -83,7 +84,19 @@ class Row:
         Args:
             more: options of all rows with decisions, after the recipe's.
         """
-        return last_value((*POLICY, *more, *self.model), "--sd-space").split(",")
+        return last_value(self.ordered(more), "--sd-space").split(",")
+
+    def ordered(self, more: Sequence[str]) -> Tuple[str, ...]:
+        """Returns its options of the decisions as they are given to fairseq: those that stand later win.
+
+        Args:
+            more: options of all rows with decisions, after the recipe's.
+        """
+        return (*POLICY, *more, *self.model, *self.criterion)
+
+    def constrains_loss(self, more: Sequence[str]) -> bool:
+        """True where the policy's constraint is a loss within ``--sd-tolerance`` of the dense one."""
+        return last_value(("--sd-mode", "constrained", *self.ordered(more)), "--sd-mode") in ("constrained", "barrier")
 
     def placeholders(self) -> Dict[str, Tuple[str, str]]:
         """Finds the {placeholders} in its options; see :func:`find_placeholders`."""
@@ -219,6 +232,15 @@ def search_command(settings: Settings, output: str, examples: int) -> List[str]:
     command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
     command += ["--lowest", LOWEST, "--output", output]
+    return command + ([] if "--cpu" in settings.device else ["--cuda"])
+
+
+def constraint_command(row: Row, seed: int, settings: Settings, output: str) -> List[str]:
+    """Returns the check of a trained row's deployed paths against the base's dense path, on pairs of train."""
+    place = "$OUT/{}-{}/checkpoint_last.pt".format(row.name, seed)
+    command = ["python", "-m", "sd_fairseq.plugin.constraint_check", "$DATA", "--path", place, "--reference", "$BASE"]
+    command += ["--tolerance", last_value(row.ordered(settings.policy), "--sd-tolerance")]
+    command += ["--gen-subset", "train", "--examples", CHECKED, "--output", output]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
 
 

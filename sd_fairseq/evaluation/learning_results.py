@@ -77,6 +77,7 @@ FIELDS: Dict[str, Tuple[type, ...]] = {
     "versions": (dict,),
 }
 BY_EXAMPLE = "rougeL_by_example"  # 0-100, in the order of the data; older results are without
+CONSTRAINT = "constraint"  # what constraint_check measured of the trained row; older results are without
 CONVERGED_WITHIN = 0.01  # relative FLOPs
 VIOLATION_UPDATES = 50
 
@@ -168,11 +169,12 @@ def _numbers(content: str) -> Dict[str, float]:
 
 
 def updates_to_converge(log: Sequence[Dict[str, float]]) -> Optional[int]:
-    """Returns the first logged update from which on the FLOPs stay near the last ones; None = not logged.
+    """Returns the first logged update of a policy from which on its FLOPs stay near the last ones; None = it has none.
 
     Batches differ in their documents' lengths, so the figures compared are means over a tenth of the log.
     """
-    known = [(int(one["num_updates"]), one["sd_flops_generation"]) for one in log if "sd_flops_generation" in one]
+    moved = [one for one in log if "sd_multiplier" in one]  # a policy that is frozen later does not move any more
+    known = [(int(one["num_updates"]), one["sd_flops_generation"]) for one in moved if "sd_flops_generation" in one]
     if not known:
         return None
     width = max(1, len(known) // 10)
@@ -223,12 +225,21 @@ def check_result(values: Any, place: str) -> Dict[str, Any]:
         raise ResultError(f"{place}: {BY_EXAMPLE!r} has {len(scores)} scores, expected {values['examples']}")
     for score in scores:
         _check_value(score, NUMBER, f"{place}: {BY_EXAMPLE!r}")
+    if CONSTRAINT in values:
+        _check_constraint(values[CONSTRAINT], f"{place}: {CONSTRAINT!r}")
     for site, rate in values["skip_rates"].items():
         _check_value(rate, NUMBER, f"{place}: 'skip_rates' {site!r}")
     for name in ("flops_generation", "flops_paper"):
         if values[name] <= 0:
             raise ResultError(f"{place}: {name!r} is {values[name]}, expected more than 0")
     return values
+
+
+def _check_constraint(constraint: Any, place: str) -> None:
+    _check_value(constraint, (dict,), place)
+    _check_value(constraint.get("violation"), (dict,), f"{place} 'violation'")
+    for name in ("difference", "low", "high"):
+        _check_value(constraint["violation"].get(name), NUMBER, f"{place} 'violation' {name!r}")
 
 
 def _check_value(value: Any, kinds: Tuple[type, ...], place: str) -> None:

@@ -15,12 +15,12 @@ import os
 import re
 import shlex
 import sys
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from tabulate import tabulate
 
 from sd_fairseq.evaluation.learning_plots import draw_grid
-from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, METRICS, ResultError, read_results
+from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, CONSTRAINT, METRICS, ResultError, read_results
 from sd_fairseq.evaluation.learning_rows import GridRow, check_comparable, collect, compare_by_example, pair_by_seed
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 
@@ -28,7 +28,7 @@ TABLES = ("quality", "skipped", "compared")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 HEADER = (
     *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)", "seconds"),
-    *("distinct paths", "updates to converge", "violation"),
+    *("distinct paths", "updates to converge", "violation", "violation (deployed)"),
 )
 
 
@@ -69,7 +69,18 @@ def _cells(row: GridRow, reference: GridRow) -> List[str]:
     for name, show in shown.items():
         values = row.values(name)
         cells.append(show(mean(values)) if values else "-")
-    return cells
+    return [*cells, _show_violation(row.runs)]
+
+
+def _show_violation(runs: Sequence[Dict[str, Any]]) -> str:
+    """Renders what constraint_check measured: of one seed with its interval, of several with the lowest and highest."""
+    found = [run[CONSTRAINT]["violation"] for run in runs if CONSTRAINT in run]
+    if not found:
+        return "-"
+    if len(found) == 1:
+        return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**found[0])
+    values = [one["difference"] for one in found]
+    return f"{mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
 
 
 def render_skip_rates(rows: Dict[str, GridRow]) -> str:

@@ -259,8 +259,13 @@ def test_a_log_is_read_by_update_and_a_repeated_update_counts_once(tmp_path):
     ],
 )
 def test_convergence_is_the_first_update_after_which_flops_stay(flops, converged):
-    log = [{"num_updates": 10.0 * (i + 1), "sd_flops_generation": value} for i, value in enumerate(flops)]
-    assert updates_to_converge(log) == converged
+    log = [
+        {"num_updates": 10.0 * (i + 1), "sd_flops_generation": value, "sd_multiplier": 0.3}
+        for i, value in enumerate(flops)
+    ]
+    frozen = [{"num_updates": 1e3 + i, "sd_flops_generation": 0.1 * (i % 10)} for i in range(50)]  # other documents
+    assert updates_to_converge(log) == updates_to_converge(log + frozen) == converged
+    assert updates_to_converge(frozen) is None
 
 
 def test_the_last_violation_is_that_of_the_last_fifty_updates_that_moved_the_policy():
@@ -268,6 +273,24 @@ def test_the_last_violation_is_that_of_the_last_fifty_updates_that_moved_the_pol
     log += [{"num_updates": 10.0 * i, "sd_flops_generation": 0.7} for i in range(11, 30)]  # the policy is fixed
     assert violation_last(log) == pytest.approx((0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
     assert violation_last(log[10:]) is None
+
+
+def checked(difference):
+    return {
+        "constraint": {"violation": {"difference": difference, "low": difference - 0.01, "high": difference + 0.01}}
+    }
+
+
+def test_the_deployed_violation_has_its_interval_or_the_seeds_lowest_and_highest(tmp_path, capsys):
+    first = [result("dense", 1), result("barrier", 1), result("tolerance-0.4", 1, **checked(-0.02))]
+    write(tmp_path, *first, *(result("default", seed, **checked(0.01 * seed)) for seed in (1, 2, 3)))
+    (grid, _) = tables(show(tmp_path, capsys))
+    shown = {name: row["violation (deployed)"] for name, row in grid.items()}
+    assert shown["default"] == "+0.020 (+0.010 to +0.030)" and shown["tolerance-0.4"] == "-0.020 [-0.030, -0.010]"
+    assert shown["dense"] == shown["barrier"] == "-"
+    write(tmp_path, result("default", 1, constraint={"violation": {"difference": 0.1, "low": 0.0}}))
+    assert main([str(tmp_path)]) == 1
+    assert "'constraint' 'violation' 'high' is None, expected int or float" in capsys.readouterr().err
 
 
 def compare(folder, capsys, reference):

@@ -230,6 +230,10 @@ def test_a_slim_base_cannot_lose_positions(made, tmp_path):
     assert "it has 48 source positions, 20 wanted" in process.stderr and not (tmp_path / "s.pt").exists()
 
 
+def generations(result):
+    return [command for command in result["command"] if " fairseq_cli.generate " in command]
+
+
 def results_of(folder):
     return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*"))}
 
@@ -249,6 +253,10 @@ def test_the_grid_makes_every_row_and_a_failure_neither_stops_it_nor_is_lost(mad
     assert default["significant_loss"] == (difference["high"] < 0)
     assert default["updates_to_converge"] in range(1, 6) and default["violation_last"] is not None
     assert dense["violation_last"] is None and deployed["updates_to_converge"] is None
+    constraint = default["constraint"]
+    assert constraint["tolerance"] == 0.25 and constraint["examples"] >= 10 and constraint["flops_generation"] < 1
+    assert constraint["violation"]["low"] <= constraint["violation"]["difference"] <= constraint["violation"]["high"]
+    assert "constraint" not in dense and "constraint" not in deployed
     assert deployed["distinct_paths"] > 1
 
 
@@ -258,7 +266,7 @@ def test_no_result_tells_of_this_machine_and_every_command_is_there(made):
         assert str(made["folder"]) not in text and str(ROOT) not in text, name
         if "failed" not in result:
             assert all(command.startswith("python -m ") for command in result["command"])
-            assert result["command"][-1].endswith("> $OUT/{row}-{seed}/valid.txt".format(**result))
+            assert generations(result)[-1].endswith("> $OUT/{row}-{seed}/valid.txt".format(**result))
             assert result["device"] == {"training": "CPU", "generation": "CPU"}
     assert not any("fairseq_cli.train" in command for command in results_of(made["folder"])["dense-3"]["command"])
     assert "--path $BASE " in results_of(made["folder"])["dense-3"]["command"][-1]
@@ -347,7 +355,7 @@ def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tool
         assert len(values) == 2 and sorted(values)[0] <= found["medians"][name] <= sorted(values)[1]
     ratio = found["medians"]["dense-3"] / found["medians"]["default-3"]
     assert found["times_as_fast"] == {"dense-3": 1, "default-3": pytest.approx(ratio, abs=0.001)}
-    made_by = results_of(made["folder"])["default-3"]["command"][-1]
+    made_by = generations(results_of(made["folder"])["default-3"])[-1]
     assert found["commands"]["default-3"] == made_by and str(made["folder"]) not in json.dumps(found)
     after = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
     assert after == before

@@ -1,0 +1,100 @@
+"""Does a policy keep its constraint? The deployed paths' loss against a dense model's, on many examples at once.
+
+    python -m sd_fairseq.plugin.constraint_check DATA --path CHECKPOINT --gen-subset train --tolerance 0.25
+
+In training the violation is measured on one batch an update, and smoothed; its last values are as noisy as batches are.
+Here the policy stands still: q - c - tolerance, the mean over the examples and its 95 % interval. q is an example's
+mean token NLL on the path that the policy deploys, c the same on the dense path of the same weights, or of
+``--reference``: the model that the policy started from, where the backbone was trained after it.
+
+Source: the constraint of section 3.3; Eq. 7's q and c.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, List, Optional
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.path_scorer import Scorer, load
+from sd_fairseq.plugin.path_search import interval, show
+
+
+def dense_loss(scorer: Scorer) -> Tensor:
+    """Returns the mean token NLL of each example on the dense path, float64 [N]."""
+    return scorer.score(((True,) * scorer.model.space.num_switches, 0)).loss
+
+
+def check(scorer: Scorer, reference: Scorer, tolerance: float) -> Dict[str, Any]:
+    """Compares a model's deployed paths with a dense path.
+
+    Args:
+        scorer: of the model with the policy.
+        reference: of the model whose dense path is the constraint's.
+        tolerance: nats a token.
+
+    Returns:
+        Means over the examples; ``violation`` is an interval, positive where the constraint is broken.
+
+    Raises:
+        InputError: the two were given other examples.
+    """
+    if not torch.equal(scorer.source_lengths, reference.source_lengths):
+        raise InputError("the two checkpoints take other lengths, so other examples would be compared")
+    policy, _ = scorer.score_policy()
+    dense = dense_loss(reference)
+    return {
+        "examples": policy.loss.numel(),
+        "tolerance": tolerance,
+        "flops_generation": float(policy.flops.mean()),
+        "nll_policy": float(policy.loss.mean()),
+        "nll_dense": float(dense.mean()),
+        "violation": interval(policy.loss - dense - tolerance),
+    }
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="constraint_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", help="binarised data folder")
+    add("--path", required=True, help="checkpoint of the switchable model")
+    add("--reference", help="checkpoint whose dense path is compared with (default: the same weights)")
+    add("--tolerance", type=float, required=True, help="nats a token, as --sd-tolerance of its training")
+    add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
+    add("--gen-subset", default="train", help="split (default: %(default)s, which training measured)")
+    add("--examples", type=int, default=2000, help="at least so many, of all lengths; 0 = all (default: %(default)s)")
+    add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
+    add("--max-tokens", type=int, default=4096)
+    add("--cuda", action="store_true")
+    add("--output", help="JSON file to write")
+    args = parser.parse_args(argv)
+    args.every = 0
+    try:
+        scorer = load(args)
+        reference = scorer
+        if args.reference:
+            reference = load(argparse.Namespace(**{**vars(args), "path": args.reference, "model_overrides": "{}"}))
+        found = check(scorer, reference, args.tolerance)
+        if args.output:
+            with open(args.output + ".part", "w", encoding="utf-8") as out:
+                json.dump(found, out, indent=1)
+            os.replace(args.output + ".part", args.output)
+    except (OSError, ValueError) as error:
+        print(f"sd_fairseq: error: {error}", file=sys.stderr)
+        return 1
+    print(tabulate([(name, show(value)) for name, value in found.items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
