@@ -203,7 +203,8 @@ class Grid:
             parts: of the model; what the path skips elsewhere is kept.
         """
         output = "$OUT/search/frontier.json"
-        command = search_command(self.settings, output, self.options.search_examples)
+        options = self.options
+        command = search_command(self.settings, output, options.search_examples, options.search_lowest)
         self.commands[output] = render(command)
         with locked(self.resolve("$OUT/search")):
             if not os.path.exists(self.resolve(output)):

@@ -31,7 +31,6 @@ POLICY = (
     *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
 POLICY_SHARE = 0.25  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
-LOWEST = "0.7"  # relative FLOPs at which the search for static paths ends
 CHECKED = "1000"  # pairs of train on which a trained policy's constraint is measured
 SEARCH = (
     *("--beam", "4", "--lenpen", "1.0", "--max-len-b", "40", "--no-repeat-ngram-size", "3", "--max-tokens", "8192"),
@@ -226,12 +225,19 @@ def fill(options: Sequence[str], values: Dict[str, str]) -> List[str]:
     return filled
 
 
-def search_command(settings: Settings, output: str, examples: int) -> List[str]:
-    """Returns the greedy search for static paths of the base, in the decision space of the rows."""
+def search_command(settings: Settings, output: str, examples: int, lowest: float) -> List[str]:
+    """Returns the greedy search for static paths of the base, in the decision space of the rows.
+
+    Args:
+        settings: of all rows.
+        output: JSON file to write.
+        examples: of train.
+        lowest: relative FLOPs at which it ends.
+    """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
     command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
-    command += ["--lowest", LOWEST, "--output", output]
+    command += ["--lowest", str(lowest), "--output", output]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
 
 

@@ -19,12 +19,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from tabulate import tabulate
 
+from sd_fairseq.evaluation.estimator_table import render_estimators
 from sd_fairseq.evaluation.learning_plots import draw_grid
 from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, CONSTRAINT, METRICS, ResultError, read_results
 from sd_fairseq.evaluation.learning_rows import GridRow, check_comparable, collect, compare_by_example, pair_by_seed
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 
-TABLES = ("quality", "skipped", "compared")
+TABLES = ("quality", "skipped", "compared", "estimators")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 HEADER = (
     *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)", "seconds"),
@@ -81,6 +82,23 @@ def _show_violation(runs: Sequence[Dict[str, Any]]) -> str:
         return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**found[0])
     values = [one["difference"] for one in found]
     return f"{mean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def render_noise(rows: Dict[str, GridRow], path: str) -> str:
+    """Renders every estimator's noise beside the quality, cost and violation of its row, Markdown.
+
+    Args:
+        rows: of the grid.
+        path: JSON that :mod:`sd_fairseq.plugin.gradient_noise` wrote.
+
+    Raises:
+        ResultError: the file is not what gradient_noise writes.
+    """
+    shown = ("seeds", "R-L - dense", "FLOPs", "distinct paths", "violation (deployed)")
+    places = [HEADER.index(name) - 1 for name in shown]
+    cells = {name: _cells(row, rows.get("dense", GridRow())) for name, row in rows.items() if row.runs}
+    figures = {name: [given[place] for place in places] for name, given in cells.items()}
+    return render_estimators(rows, figures, list(shown), path)
 
 
 def render_skip_rates(rows: Dict[str, GridRow]) -> str:
@@ -155,6 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", help="folder of results, ROW-SEED.json")
     parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L minus dense against FLOPs, too")
     parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
+    parser.add_argument("--noise", metavar="JSON", help="of gradient_noise: show the estimators, too")
     parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas (default: %(default)s)")
     parser.add_argument(
         "--fill", nargs="+", metavar="FILE", help="instead: put tables (and plots) where FILEs want them"
@@ -179,8 +198,10 @@ def make_tables(options: argparse.Namespace) -> str:
         "quality": lambda: render_grid(rows),
         "skipped": lambda: render_skip_rates(rows),
         "compared": lambda: render_comparison(rows, options.against),
+        "estimators": lambda: render_noise(rows, options.noise),
     }
-    made = [makers[name]() for name in wanted if name != "compared" or options.against]
+    needs = {"compared": options.against, "estimators": options.noise}  # made where this is given
+    made = [makers[name]() for name in wanted if needs.get(name, True)]
     if options.plot:
         draw(rows, options.plot)
     return "\n\n".join(made)

@@ -293,6 +293,31 @@ def test_the_deployed_violation_has_its_interval_or_the_seeds_lowest_and_highest
     assert "'constraint' 'violation' 'high' is None, expected int or float" in capsys.readouterr().err
 
 
+def noise(tmp_path, **changes):
+    figures = {"noise_to_signal": 2.0, "cosine": 0.5, "seconds": 1.5, **changes}
+    names = ["reinmax", "leave-one-out-2", "score-function"]
+    path = tmp_path / "noise"
+    path.write_text(json.dumps({"estimators": [{"estimator": name, **figures} for name in names]}))
+    return path
+
+
+def test_an_estimators_noise_stands_beside_its_row(tmp_path, capsys):
+    write(tmp_path, result("dense", 1), result("default", 1, 30.0, 0.75, **checked(0.02)), failure("score-function", 1))
+    options = [str(tmp_path), "--tables", "estimators", "--noise", str(noise(tmp_path))]
+    assert main(options) == 0
+    (found,) = tables(capsys.readouterr().out)
+    assert list(found) == ["reinmax", "leave-one-out-2", "score-function"]
+    row = found["reinmax"]
+    assert row["row"] == "default" and row["FLOPs"] == "0.750" and row["R-L - dense"] == "-1.00"
+    assert row["violation (deployed)"] == "+0.020 [+0.010, +0.030]"
+    assert row["noise / signal"] == "2.00" and row["noise / signal x seconds"] == "3.00"
+    assert found["leave-one-out-2"]["row"] == found["leave-one-out-2"]["FLOPs"] == ""
+    assert found["score-function"]["row"] == "score-function" and found["score-function"]["FLOPs"] == ""
+    for broken in ("none", noise(tmp_path, cosine=None), noise(tmp_path, seconds="fast")):
+        assert main([*options[:-1], str(broken)]) == 1
+        assert f"{broken}: not what gradient_noise writes" in capsys.readouterr().err
+
+
 def compare(folder, capsys, reference):
     assert main([str(folder), "--against", reference]) == 0
     return tables(capsys.readouterr().out)[2]
