@@ -34,6 +34,16 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+SHARED = ("version", "__version__", "whole_files")  # of no chapter, free to all; import none of them
+
+
+def test_what_all_share_imports_no_chapter():
+    for name in ("version", "whole_files"):
+        assert not [
+            found for found in find_imports(PACKAGE / (name + ".py")) if found.startswith(("sd_fairseq", "fairseq"))
+        ]
+
+
 @pytest.mark.parametrize("path", list_files(*CORE), ids=name_of)
 def test_only_the_plugin_imports_fairseq(path):
     assert not [name for name in find_imports(path) if name.split(".")[0] in ("fairseq", "fairseq_cli")]
@@ -46,7 +56,7 @@ def test_imports_run_backwards_in_the_story(path):
     allowed = [chapter for chapter in reachable if chapter != "plugin" or CHAPTERS[own] == "plugin"]
     for name in find_imports(path):
         parts = name.split(".")
-        if parts[0] == "sd_fairseq" and parts[1] not in ("version", "__version__"):
+        if parts[0] == "sd_fairseq" and parts[1] not in SHARED:
             assert parts[1] in allowed, "{} imports {}".format(name_of(path), name)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
+
+from sd_fairseq.whole_files import whole
 
 SITE_FIELDS = (
     "encoder_attention",
@@ -134,14 +135,9 @@ def _check_values(values: Dict[str, Any]) -> None:
 
 def write_trace(path: str, records: Sequence[TraceRecord]) -> None:
     """Writes a trace beside its place and renames it, so that the file is whole or absent."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
+    with whole(path) as part:
         with open(part, "w", encoding="utf-8") as text:
             text.writelines(to_json_line(record) + "\n" for record in records)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def read_trace(path: str) -> List[TraceRecord]:

@@ -21,6 +21,7 @@ from sd_fairseq.evaluation.report import (
     score_examples,
 )
 from sd_fairseq.evaluation.report import signature as describe_conditions
+from sd_fairseq.whole_files import write_json
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 # The order of the table. A row is called after its family, or FAMILY-NUMBER.
@@ -296,15 +297,8 @@ def write_result(path: str, result: Dict[str, Any]) -> None:
         ResultError: see :func:`check_result`, or the file cannot be written.
     """
     check_result(result, path)
-    part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(part, "w", encoding="utf-8") as text:
-            json.dump(result, text, indent=1)
-            text.write("\n")
-        os.replace(part, path)
+        write_json(path, result)
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import re
 import shlex
 import sys
@@ -24,6 +23,7 @@ from sd_fairseq.evaluation.learning_plots import draw_grid
 from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, CONSTRAINT, METRICS, ResultError, read_results
 from sd_fairseq.evaluation.learning_rows import GridRow, check_comparable, collect, compare_by_example, pair_by_seed
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
+from sd_fairseq.whole_files import whole, write_text
 
 TABLES = ("quality", "skipped", "compared", "estimators")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
@@ -149,7 +149,6 @@ def draw(rows: Dict[str, GridRow], path: str) -> None:
     Raises:
         ResultError: it cannot be written.
     """
-    part = f"{path}.{os.getpid()}.part"
     intervals = {}
     for name, row in rows.items():
         pairs = pair_by_seed(row, rows.get("dense", GridRow()))
@@ -157,13 +156,10 @@ def draw(rows: Dict[str, GridRow], path: str) -> None:
             test = compare_by_example(pairs)
             intervals[name] = test["low"], test["high"]
     try:
-        draw_grid({name: row.runs for name, row in rows.items() if row.runs}, intervals, part)
-        os.replace(part, path)
+        with whole(path) as part:
+            draw_grid({name: row.runs for name, row in rows.items() if row.runs}, intervals, part)
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -250,10 +246,7 @@ def fill_files(paths: Sequence[str]) -> None:
             with open(path, encoding="utf-8") as text:
                 made[path] = fill(text.read(), path)
         for path, content in made.items():
-            part = f"{path}.{os.getpid()}.part"
-            with open(part, "w", encoding="utf-8") as text:
-                text.write(content)
-            os.replace(part, path)
+            write_text(path, content)
     except OSError as error:
         raise ResultError(f"{error.filename}: {error.strerror}") from error
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import sys
 import warnings
 import zlib
@@ -26,6 +25,7 @@ from tabulate import tabulate
 
 from sd_fairseq.decision.trace import TraceRecord, read_trace
 from sd_fairseq.evaluation.plots import load_pyplot
+from sd_fairseq.whole_files import whole, write_json
 
 FOLDS = 5
 LEAVES = 12
@@ -156,9 +156,9 @@ def draw(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]], path: 
     axes[0][0].set_ylabel("share of the examples")
     axes[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.suptitle(f"{len(set(paths))} distinct paths over {len(paths)} examples", fontsize=11)
-    figure.savefig(path + ".part", dpi=150, bbox_inches="tight", format="png")
+    with whole(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight", format="png")
     plt.close(figure)
-    os.replace(path + ".part", path)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -176,9 +176,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.plot:
             draw(records, pairs, options.plot)
         if options.output:
-            with open(options.output + ".part", "w", encoding="utf-8") as out:
-                json.dump(found, out, indent=1)
-            os.replace(options.output + ".part", options.output)
+            write_json(options.output, found)
     except (OSError, ValueError) as error:
         print(f"path_analysis: error: {error}", file=sys.stderr)
         return 1

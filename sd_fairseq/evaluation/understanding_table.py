@@ -21,6 +21,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tabulate import tabulate
 
+from sd_fairseq.whole_files import write_json
+
 ROWS = ("dense", "switchable")
 PACKAGES = ("sd_fairseq", "torch", "numpy", "fairseq", "ve-fairseq", "fairseq-fixed", "scikit-learn", "sentencepiece")
 FIELDS: Dict[str, Tuple[type, ...]] = {
@@ -217,18 +219,11 @@ def write_result(path: str, result: Dict[str, Any]) -> None:
         ResultError: see :func:`check_result`, or the file cannot be written.
     """
     check_result(result, path)
-    part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(part, "w", encoding="utf-8") as text:
-            json.dump(result, text, indent=1)
-            text.write("\n")
-        os.replace(part, path)
+        write_json(path, result)
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def record(options: argparse.Namespace) -> None:

@@ -13,8 +13,6 @@ Source: the constraint of section 3.3; Eq. 7's q and c.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from typing import Any, Dict, List, Optional
 
@@ -25,6 +23,7 @@ from torch import Tensor
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import Scorer, load
 from sd_fairseq.plugin.path_search import interval, show
+from sd_fairseq.whole_files import write_json
 
 
 def dense_loss(scorer: Scorer) -> Tensor:
@@ -86,9 +85,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             reference = load(argparse.Namespace(**{**vars(args), "path": args.reference, "model_overrides": "{}"}))
         found = check(scorer, reference, args.tolerance)
         if args.output:
-            with open(args.output + ".part", "w", encoding="utf-8") as out:
-                json.dump(found, out, indent=1)
-            os.replace(args.output + ".part", args.output)
+            write_json(args.output, found)
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1

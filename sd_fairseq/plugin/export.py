@@ -8,7 +8,6 @@ checkpoints, such as CTranslate2's converter. Dictionaries are untouched: use th
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import warnings
@@ -32,6 +31,7 @@ from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
 from sd_fairseq.plugin.preflight import check_checkpoint
+from sd_fairseq.whole_files import whole
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
 SITE_OF_MODULE = {
@@ -208,15 +208,11 @@ def write_checkpoint(path: str, checkpoint: Dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = f"{path}.{os.getpid()}.part"
     try:
-        torch.save(checkpoint, part)
-        os.replace(part, path)
+        with whole(path) as part:
+            torch.save(checkpoint, part)
     except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
         raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def choose_path(source: Switchable, wanted: str, trace: Optional[str]) -> Path:

@@ -18,8 +18,6 @@ Source: the estimators are :mod:`~sd_fairseq.plugin.criterions.estimators`; noth
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -35,6 +33,7 @@ from sd_fairseq.plugin.criterions.estimators import GATED, estimate_quality
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, trainable
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import load_batches
+from sd_fairseq.whole_files import write_json
 
 # What is shown by default: name -> (estimator, paths an example).
 ESTIMATORS = {
@@ -178,9 +177,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         progress = tqdm(evaluators, unit=" batches", disable=None)
         rows = summarise([measure_batch(one, names, args.repeats, args.bound) for one in progress])
         if args.output:
-            with open(args.output + ".part", "w", encoding="utf-8") as out:
-                json.dump({"repeats": args.repeats, "batches": len(evaluators), "estimators": rows}, out, indent=1)
-            os.replace(args.output + ".part", args.output)
+            write_json(args.output, {"repeats": args.repeats, "batches": len(evaluators), "estimators": rows})
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1

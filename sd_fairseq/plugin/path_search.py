@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import Key, Scorer, load
+from sd_fairseq.whole_files import write_json
 
 LENGTH_RANGES = 4  # of as many examples each
 
@@ -253,9 +253,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         of_policy = float(scorer.score_policy()[0].flops.mean())
         found = analyse(scorer, greedy_search(scorer, min(args.lowest, of_policy)))
         if args.output:
-            with open(args.output + ".part", "w", encoding="utf-8") as out:
-                json.dump(found, out, indent=1)
-            os.replace(args.output + ".part", args.output)
+            write_json(args.output, found)
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1

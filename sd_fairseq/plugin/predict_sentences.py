@@ -28,6 +28,7 @@ from sd_fairseq.plugin.models.classification import classification_head_shape
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 from sd_fairseq.plugin.sentence_files import Example, SentenceTask, read_examples, shorten
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
+from sd_fairseq.whole_files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,16 +205,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def write_whole(path: str, text: str) -> None:
     """Writes beside the place and renames, so that the file is whole or absent."""
-    part = f"{path}.{os.getpid()}.part"
     try:
-        with open(part, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(part, path)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
