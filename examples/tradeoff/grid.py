@@ -7,7 +7,7 @@ import argparse
 import glob
 import os
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from recipe import (
@@ -148,7 +148,7 @@ class Grid:
             self.run(command, os.path.join(folder, "train.log"), updates=self.settings.updates)
             for old in glob.glob(os.path.join(glob.escape(folder), "checkpoint_*_*.pt")):
                 os.remove(old)  # only needed to go on after an interruption
-            write_json(done, True)
+            write_json(done, {"device": self.name_device(self.settings.device), "versions": find_versions()})
 
     def generate(self, name: str, seed: int, subset: str) -> None:
         """Generates a split with a row."""
@@ -239,7 +239,8 @@ class Grid:
             place = os.path.join(self.folder(one, seed), subset)
             systems[one] = read_system(one, place + ".txt", place + ".trace.jsonl")
         result = learning_results.measure(name, seed, systems[name], systems["dense"], self.options.data_name)
-        result["device"] = self.describe_devices()
+        result["device"] = {"generation": self.name_device(self.settings.generation)}
+        result["device"]["training"], result["training_versions"] = self.find_training(self.rows[name], seed)
         log = []
         if not self.rows[name].weights:
             log = learning_results.read_training_log(os.path.join(self.folder(name, seed), "train.log"))
@@ -250,11 +251,21 @@ class Grid:
             result[learning_results.CONSTRAINT] = self.check_constraint(name, seed)
         return result
 
-    def describe_devices(self) -> Dict[str, str]:
-        """Names what trained and what generated; without a GPU, or with --cpu, it was a CPU."""
-        given = {"training": self.settings.device, "generation": self.settings.generation}
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        return {step: "CPU" if "--cpu" in options else gpu for step, options in given.items()}
+    @staticmethod
+    def name_device(options: Sequence[str]) -> str:
+        """Names what runs a command with these options; without a GPU, or with --cpu, it is a CPU."""
+        if "--cpu" in options or not torch.cuda.is_available():
+            return "CPU"
+        return str(torch.cuda.get_device_name())
+
+    def find_training(self, row: Row, seed: int) -> Tuple[str, Dict[str, str]]:
+        """Returns the device and the versions that trained a row, which need not be this machine's."""
+        made = None
+        if row.weights != BASE:
+            made = read_json(os.path.join(self.folder(row.weights or row.name, seed), "trained"))
+        if not isinstance(made, dict):  # the base, or a training from before devices were noted
+            made = {"device": self.name_device(self.settings.device), "versions": find_versions()}
+        return made["device"], made["versions"]
 
     def finish(self, name: str, seed: int) -> bool:
         """Makes and writes a row's result, or the record of its failure; tells whether it succeeded."""
