@@ -337,6 +337,23 @@ def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
     assert "- budget-2, seed 3: " in output and (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_a_row_says_what_trained_it_wherever_it_is_generated(made, tools):
+    run = tools["run"]
+    grid = run.build_grid(run.build_parser().parse_args([*map(str, made["arguments"])]))
+    marker = made["folder"] / "out" / "default-3" / "trained"
+    before = marker.read_text()
+    assert json.loads(before)["device"] == "CPU" and "torch" in json.loads(before)["versions"]
+    try:
+        marker.write_text('{"device": "a GPU", "versions": {"torch": "1"}}')
+        for row in ("default", "random-deployed"):  # the latter deploys the former's weights
+            assert grid.find_training(grid.rows[row], 3) == ("a GPU", {"torch": "1"})
+        assert grid.find_training(grid.rows["dense"], 3)[0] == "CPU"
+        marker.write_text("true")  # by an earlier version
+        assert grid.find_training(grid.rows["default"], 3)[0] == "CPU"
+    finally:
+        marker.write_text(before)
+
+
 def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tools, tmp_path, monkeypatch):
     timing = importlib.import_module("timing")
     order = []
