@@ -82,6 +82,8 @@ class Grid:
         if "failed" in result:
             return False
         wanted = {**self.describe(self.rows[row]), "subset": self.options.subset}
+        if self.rows[row].weights == BASE and isinstance(result.get("settings"), dict):
+            wanted["start_flops"] = result["settings"].get("start_flops")  # of no use to weights as they are
         difference = find_difference(result.get("settings"), wanted)
         if difference:
             raise RecipeError("{}: made with {}; remove it or give another --results".format(path, difference))

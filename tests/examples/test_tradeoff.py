@@ -337,6 +337,14 @@ def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
     assert "- budget-2, seed 3: " in output and (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_where_policies_start_is_nothing_to_the_base_itself(made, tools):
+    run = tools["run"]
+    grid = run.build_grid(run.build_parser().parse_args([*map(str, made["arguments"]), "--start-flops", "0.65"]))
+    assert grid.is_finished("dense", 3)
+    with pytest.raises(tools["recipe"].RecipeError, match="start_flops"):
+        grid.is_finished("default", 3)
+
+
 def test_a_row_says_what_trained_it_wherever_it_is_generated(made, tools):
     run = tools["run"]
     grid = run.build_grid(run.build_parser().parse_args([*map(str, made["arguments"])]))
