@@ -60,6 +60,7 @@ class Grid:
             "training_options": list(settings.training),
             "policy_options": list(settings.policy) if row.has_policy else [],
             "start_flops": self.options.start_flops if row.has_policy else None,
+            "search_sample": "examples" if row.has_policy and self.options.search_sample == "examples" else None,
             "row_options": [*row.model, *row.criterion],
             "weights": row.weights,
             **self.inputs,
@@ -83,7 +84,8 @@ class Grid:
             return False
         wanted = {**self.describe(self.rows[row]), "subset": self.options.subset}
         if self.rows[row].weights == BASE and isinstance(result.get("settings"), dict):
-            wanted["start_flops"] = result["settings"].get("start_flops")  # of no use to weights as they are
+            for name in ("start_flops", "search_sample"):
+                wanted[name] = result["settings"].get(name)  # of no use to weights as they are
         difference = find_difference(result.get("settings"), wanted)
         if difference:
             raise RecipeError("{}: made with {}; remove it or give another --results".format(path, difference))
@@ -206,7 +208,8 @@ class Grid:
         """
         output = "$OUT/search/frontier.json"
         options = self.options
-        command = search_command(self.settings, output, options.search_examples, options.search_lowest)
+        about = options.search_examples, options.search_lowest, options.search_sample
+        command = search_command(self.settings, output, *about)
         self.commands[output] = render(command)
         with locked(self.resolve("$OUT/search")):
             if not os.path.exists(self.resolve(output)):

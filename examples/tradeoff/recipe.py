@@ -225,7 +225,7 @@ def fill(options: Sequence[str], values: Dict[str, str]) -> List[str]:
     return filled
 
 
-def search_command(settings: Settings, output: str, examples: int, lowest: float) -> List[str]:
+def search_command(settings: Settings, output: str, examples: int, lowest: float, sample: str) -> List[str]:
     """Returns the greedy search for static paths of the base, in the decision space of the rows.
 
     Args:
@@ -233,10 +233,12 @@ def search_command(settings: Settings, output: str, examples: int, lowest: float
         output: JSON file to write.
         examples: of train.
         lowest: relative FLOPs at which it ends.
+        sample: how they are chosen, see path_search.
     """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
     command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
+    command += ["--sample", sample]
     command += ["--lowest", str(lowest), "--output", output]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
 

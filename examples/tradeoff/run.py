@@ -89,7 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--training-options", default="", help="more options of fairseq-train for every row, dense too")
     add("--policy-options", default="", help="more options of fairseq-train for the rows with decisions")
     add("--start-flops", type=float, default=0.8, help="of the static path where policies start (default: %(default)s)")
-    add("--search-examples", type=int, default=48, help="for the search of static paths (default: %(default)s)")
+    add("--search-examples", type=int, default=200, help="for the search of static paths (default: %(default)s)")
+    text = "how they are chosen, see path_search (default: %(default)s; batches: results/learning and learning_policy)"
+    add("--search-sample", choices=("examples", "batches"), default="examples", help=text)
     add("--search-lowest", type=float, default=0.7, help="relative FLOPs where it ends (default: %(default)s)")
     add("--table", default=os.path.join(HERE, "rows.tsv"), help="the rows (default: rows.tsv beside this script)")
     add("--data-name", default="debian_descriptions", help="name of the data, for the signature")

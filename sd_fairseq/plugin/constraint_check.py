@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import Scorer, load
-from sd_fairseq.plugin.path_search import interval, show
+from sd_fairseq.plugin.path_search import add_sample_options, interval, show
 from sd_fairseq.whole_files import write_json
 
 
@@ -71,13 +71,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     add("--tolerance", type=float, required=True, help="nats a token, as --sd-tolerance of its training")
     add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     add("--gen-subset", default="train", help="split (default: %(default)s, which training measured)")
-    add("--examples", type=int, default=2000, help="at least so many, of all lengths; 0 = all (default: %(default)s)")
+    add_sample_options(parser, 2000)
     add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
     add("--max-tokens", type=int, default=4096)
     add("--cuda", action="store_true")
     add("--output", help="JSON file to write")
     args = parser.parse_args(argv)
-    args.every = 0
     try:
         scorer = load(args)
         reference = scorer

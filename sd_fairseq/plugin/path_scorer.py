@@ -7,6 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from fairseq import checkpoint_utils, utils
+from fairseq.data import data_utils
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, relative_flops
@@ -110,20 +111,78 @@ def spread(sizes: Sequence[int], examples: int) -> int:
     return max((n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) >= wanted), default=1)
 
 
-def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
-    """Loads a model, its task and all batches of a split, sorted by length.
+def sample_evenly(count: int, wanted: int) -> List[int]:
+    """Returns ``wanted`` places of 0 to count - 1, evenly spread, or all where that is 0 or more than there are."""
+    taken = min(wanted, count) if wanted > 0 else count
+    return [(2 * place + 1) * count // (2 * taken) for place in range(taken)]
 
-    Args:
-        args: with path, model_overrides, data, gen_subset, max_tokens and cuda.
+
+def take_examples(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
+    """Returns batches of ``args.examples`` pairs that are evenly spread over the split's pairs sorted by length.
 
     Raises:
-        InputError: an unreadable checkpoint, or no pair that the model takes.
+        InputError: no pair that the model takes.
+    """
+    dataset = task.dataset(args.gen_subset)
+    with data_utils.numpy_seed(1):  # where pairs are as long as each other their order is drawn
+        order = dataset.ordered_indices()
+    order = task.filter_indices_by_size(order, dataset, model.max_positions(), ignore_invalid_inputs=True)
+    check_some(order, model, args)
+    chosen = order[sample_evenly(len(order), args.examples)]
+    return [
+        dataset.collater([dataset[place] for place in places])
+        for places in dataset.batch_by_size(chosen, max_tokens=args.max_tokens)
+    ]
+
+
+def check_some(pairs: Sequence[Any], model: Any, args: Any) -> None:
+    """Refuses an empty split.
+
+    Raises:
+        InputError: there is no pair.
+    """
+    if not len(pairs):
+        raise InputError(
+            f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens"
+        )
+
+
+def load_model(args: Any) -> Tuple[Any, Any]:
+    """Loads a model and its task with a split.
+
+    Args:
+        args: with path, model_overrides, data, gen_subset and cuda.
+
+    Raises:
+        InputError: an unreadable checkpoint.
     """
     check_checkpoint(args.path, "--path")
     overrides = overrides_for(args.path, args.model_overrides, args.data)
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
-    model = models[0].cuda() if args.cuda else models[0]
     task.load_dataset(args.gen_subset)
+    return models[0].cuda() if args.cuda else models[0], task
+
+
+def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
+    """Loads a model, its task and all batches of a split, sorted by length.
+
+    Args:
+        args: as for :func:`load_model`, and max_tokens.
+
+    Raises:
+        InputError: an unreadable checkpoint, or no pair that the model takes.
+    """
+    model, task = load_model(args)
+    batches = all_batches(model, task, args)
+    return model, task, batches
+
+
+def all_batches(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
+    """Returns all batches of a loaded split, sorted by length.
+
+    Raises:
+        InputError: no pair that the model takes.
+    """
     iterator = task.get_batch_iterator(
         task.dataset(args.gen_subset),
         max_tokens=args.max_tokens,
@@ -131,30 +190,30 @@ def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
         ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
     ).next_epoch_itr(shuffle=False)
     batches = list(iterator)
-    if not batches:
-        raise InputError(
-            f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens"
-        )
-    return model, task, batches
+    check_some(batches, model, args)
+    return batches
 
 
 def load(args: Any) -> Scorer:
     """Loads model and examples.
 
     Args:
-        args: the options of ``path_search``.
+        args: the options of ``path_search``: with ``--sample batches`` or ``--every`` whole batches are taken.
 
     Raises:
         InputError: a checkpoint without decisions, or an unreadable one.
     """
-    model, task, batches = load_batches(args)
+    model, task = load_model(args)
     model.eval()
     if not hasattr(model, "space"):
         raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
-    if args.every == 0:
+    if args.sample == "examples" and args.every == 0:
+        batches = take_examples(model, task, args)
+    elif args.every == 0:
+        batches = all_batches(model, task, args)
         batches = batches[:: spread([batch["target"].size(0) for batch in batches], args.examples)]
     else:
-        batches = batches[:: args.every]
+        batches = all_batches(model, task, args)[:: args.every]
         sizes = itertools.accumulate(batch["target"].size(0) for batch in batches)
         batches = batches[: 1 + sum(size < args.examples for size in sizes) if args.examples else None]
     batches = [utils.move_to_cuda(batch) for batch in batches] if args.cuda else batches

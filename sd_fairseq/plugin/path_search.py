@@ -217,6 +217,25 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     }
 
 
+def add_sample_options(parser: argparse.ArgumentParser, examples: int) -> None:
+    """Adds the options that choose the pairs.
+
+    Args:
+        parser: of a command that calls :func:`~sd_fairseq.plugin.path_scorer.load`.
+        examples: how many are taken by default.
+    """
+    add = parser.add_argument
+    add("--examples", type=int, default=examples, help="so many, 0 = all (default: %(default)s)")
+    add(
+        "--sample",
+        choices=("examples", "batches"),
+        default="examples",
+        help="pairs evenly spread over all, sorted by length (default); or every n-th batch from the shortest on, with "
+        "at least so many pairs: mostly short ones where few are asked for",
+    )
+    add("--every", type=int, default=0, help="instead: every n-th batch, sorted by length, up to --examples")
+
+
 def show(value: Any) -> str:
     """Writes a figure, or an interval as "difference [low, high]"."""
     if isinstance(value, dict):
@@ -233,13 +252,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
     parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=300, help="at least so many examples, 0 = all")
-    parser.add_argument(
-        "--every",
-        type=int,
-        default=0,
-        help="take every n-th batch (they are sorted by length); 0 = so that all lengths come",
-    )
+    add_sample_options(parser, 300)
     parser.add_argument(
         "--lowest", type=float, default=0.6, help="mean FLOPs at which the search ends, or the policy's"
     )

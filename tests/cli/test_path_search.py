@@ -1,8 +1,11 @@
 """``python -m sd_fairseq.plugin.path_search`` on a real checkpoint."""
 
+import argparse
 import json
 
 import pytest
+
+from sd_fairseq.plugin.path_scorer import sample_evenly
 
 
 def run(*arguments):
@@ -16,9 +19,25 @@ def test_the_command_writes_what_it_found(pipeline, tmp_path, capsys):
     options = ["--path", pipeline.switchable, "--lowest", 0.9, "--examples", 5, "--beam", 2, "--output", out]
     assert run(pipeline.data, *options) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["examples"] >= 5 and found["static_frontier"][-1]["flops_generation"] <= 0.9
+    assert found["examples"] == 5 and found["static_frontier"][-1]["flops_generation"] <= 0.9
     assert f"{found['nll_oracle']:.4f}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+
+
+def test_examples_come_from_all_lengths_and_batches_change_nothing(pipeline):
+    from sd_fairseq.plugin.path_scorer import load
+
+    def lengths(sample, max_tokens, examples=0):
+        options = {"path": str(pipeline.switchable), "model_overrides": "{}", "data": str(pipeline.data), "every": 0}
+        options.update(gen_subset="train", cuda=False, beam=4, sample=sample, max_tokens=max_tokens, examples=examples)
+        scorer = load(argparse.Namespace(**options))
+        return sorted(scorer.source_lengths.tolist())
+
+    everything = lengths("batches", 4000)
+    assert lengths("examples", 4000) == lengths("examples", 200) == everything
+    few = lengths("examples", 4000, 8)
+    assert len(few) == 8 and few == lengths("examples", 200, 8)
+    assert few == [everything[place] for place in sample_evenly(len(everything), 8)]
 
 
 def test_a_plain_bart_is_searched_in_the_space_asked_for(pipeline, tmp_path):

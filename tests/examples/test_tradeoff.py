@@ -91,7 +91,8 @@ def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
     recipe = tools["recipe"]
     rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
     more = ("--sd-space", "encoder,token", "--sd-alpha", "2")
-    command = recipe.search_command(settings(tools, policy=more), "$OUT/frontier.json", 10, 0.6)
+    command = recipe.search_command(settings(tools, policy=more), "$OUT/frontier.json", 10, 0.6, "examples")
+    assert command[command.index("--sample") + 1] == "examples"
     assert command[command.index("--lowest") + 1] == "0.6" and command[command.index("--examples") + 1] == "10"
     assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "encoder,token"}
     assert rows["default"].parts(()) == ["encoder", "decoder"]

@@ -7,7 +7,7 @@ import torch
 from training import build_samples, build_training
 
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.path_scorer import Scorer, spread
+from sd_fairseq.plugin.path_scorer import Scorer, sample_evenly, spread
 from sd_fairseq.plugin.path_search import (
     analyse,
     best_static,
@@ -46,6 +46,18 @@ def test_examples_are_taken_from_all_lengths(examples):
     wanted = min(examples or sum(sizes), sum(sizes))
     assert sum(sizes[::step]) >= wanted
     assert all(sum(sizes[::other]) < wanted for other in range(step + 1, len(sizes) + 1))
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+@pytest.mark.parametrize("wanted", [0, 1, 3, 7, 50, 1000])
+def test_a_sample_is_as_the_whole(count, wanted):
+    places = sample_evenly(count, wanted)
+    assert len(set(places)) == len(places) == (min(wanted, count) if wanted else count)
+    assert 0 <= min(places) and max(places) < count
+    middle = sum(places) / len(places)
+    assert abs(middle - (count - 1) / 2) <= 0.5  # neither the short ones nor the long ones come more often
+    gaps = [after - before for before, after in zip(places, places[1:])]
+    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_the_interval_covers_the_truth_in_95_of_100_cases():
