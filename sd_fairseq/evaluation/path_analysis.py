@@ -59,6 +59,17 @@ def read_pairs(path: str) -> List[Dict[str, Any]]:
     return pairs
 
 
+def check_ids(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]]) -> None:
+    """Refuses a trace of other pairs.
+
+    Raises:
+        ValueError: an id that no pair has.
+    """
+    outside = [record.id for record in records if record.id >= len(pairs)]
+    if outside:
+        raise ValueError(f"example {outside[0]} of the trace is none of {len(pairs)} pairs")
+
+
 def describe_examples(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]]) -> Dict[str, np.ndarray]:
     """Returns the properties of every example as columns for a tree, name -> [N, features].
 
@@ -69,9 +80,7 @@ def describe_examples(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, 
     Raises:
         ValueError: an id that no pair has.
     """
-    outside = [record.id for record in records if record.id >= len(pairs)]
-    if outside:
-        raise ValueError(f"example {outside[0]} of the trace is none of {len(pairs)} pairs")
+    check_ids(records, pairs)
     mine = [pairs[record.id] for record in records]
     columns = {"length": np.array([[record.source_tokens] for record in records], dtype=float)}
     for name in ("domain", "section"):
@@ -86,6 +95,16 @@ def one_hot(values: Sequence[str]) -> np.ndarray:
     """Returns a 0/1 column for each of the most frequent values, [N, <= FREQUENT_WORDS]."""
     frequent = [value for value, _ in Counter(values).most_common(FREQUENT_WORDS)]
     return np.array([[float(value == one) for one in frequent] for value in values])
+
+
+def flops_by_domain(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]]) -> Dict[str, float]:
+    """Returns the mean relative FLOPs of each source's examples; empty where pairs do not name their sources."""
+    found: Dict[str, List[float]] = {}
+    for record in records:
+        domain = pairs[record.id].get("domain")
+        if isinstance(domain, str):
+            found.setdefault(domain, []).append(record.flops_generation / record.flops_generation_dense)
+    return {domain: float(np.mean(found[domain])) for domain in sorted(found)}
 
 
 def predict(features: np.ndarray, paths: Sequence[str]) -> float:
@@ -107,11 +126,17 @@ def predict(features: np.ndarray, paths: Sequence[str]) -> float:
 
 
 def analyse(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """Returns how well every property predicts the path, beside the share of the most frequent path."""
+    """Returns how well every property predicts the path, beside the most frequent path's share; and FLOPs by source.
+
+    Raises:
+        ValueError: the trace is of other pairs.
+    """
+    check_ids(records, pairs)
     paths = name_paths(records)
     counts = Counter(paths)
     found: Dict[str, Any] = {"examples": len(paths), "distinct_paths": len(counts)}
     found["most_frequent"] = counts.most_common(1)[0][1] / len(paths)
+    found["flops_by_domain"] = flops_by_domain(records, pairs)
     if len(counts) == 1:
         return {**found, "guessed": {}}
     columns = describe_examples(records, pairs)

@@ -1,5 +1,6 @@
 """Paths that follow from a property are predicted by it; those that do not are not."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -51,6 +52,17 @@ def test_the_property_that_decides_predicts_and_the_others_do_not(name, rule):
     assert found["guessed"][name] > 0.97 and found["guessed"]["all of these"] > 0.97
     for other in {"length", "domain", "first word"} - {name}:
         assert found["guessed"][other] < found["most_frequent"] + 0.1
+
+
+def test_flops_are_told_by_source():
+    records, pairs = build(lambda pair, length, _: True, 6)
+    costs = {0: 50, 1: 70, 2: 90}
+    records = [dataclasses.replace(one, flops_generation=costs.get(one.id, 80)) for one in records]
+    named = [{**pair, "domain": "a" if place < 2 else "b"} for place, pair in enumerate(pairs)]
+    assert analyse(records, named)["flops_by_domain"] == pytest.approx({"a": 0.6, "b": 0.825})
+    assert analyse(records, [{"document": "word"}] * 6)["flops_by_domain"] == {}
+    with pytest.raises(ValueError, match="is none of 3 pairs"):
+        analyse(records, pairs[:3])
 
 
 def test_paths_drawn_at_random_are_predicted_by_nothing():
