@@ -1,0 +1,60 @@
+"""Every ROUGE-L difference with an interval that a document states in its text is one that the results give."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sd_fairseq.evaluation.learning_results import read_results
+from sd_fairseq.evaluation.learning_rows import collect, compare_by_example, pair_by_seed
+from sd_fairseq.evaluation.learning_table import BLOCK
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("learning", "learning_policy", "learning_mixture", "learning_mixture_full", "learning_h200")
+NUMBER = r"([-+]?\d+\.\d\d)"
+STATED = re.compile(NUMBER + r"\s+\[" + NUMBER + r",\s+" + NUMBER + r"\](?!\s+nats)")
+
+
+def learning_text(name):
+    """The text of a document about the grid, without its filled tables."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if name == "README.md":
+        text = text[text.index("## Learning") : text.index("## Wall-clock")]
+    return BLOCK.sub("", text)
+
+
+def differences():
+    """(mean difference, pairs) of every two rows of a folder that share seeds: all together, and each alone."""
+    for folder in FOLDERS:
+        if (ROOT / "results" / folder).is_dir():
+            rows = collect(read_results(str(ROOT / "results" / folder)))
+            for one, other in itertools.combinations(rows.values(), 2):
+                pairs = pair_by_seed(one, other)
+                for chosen in [pairs, *([pair] for pair in pairs)] if pairs else []:
+                    scores = [np.mean(a["rougeL_by_example"]) - np.mean(b["rougeL_by_example"]) for a, b in chosen]
+                    yield float(np.mean(scores)), chosen
+
+
+@pytest.fixture(scope="module")
+def found():
+    return list(differences())
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/learning.md"])
+def test_stated_intervals_are_those_of_two_rows(name, found):
+    stated = [tuple(float(number) for number in match) for match in STATED.findall(learning_text(name))]
+    assert len(stated) > 5
+    unknown = []
+    for claim in stated:
+        for mean, pairs in found:
+            if abs(abs(mean) - abs(claim[0])) < 0.006:
+                test = compare_by_example(pairs)
+                bounds = [test["difference"], test["low"], test["high"]]
+                turned = [-test["difference"], -test["high"], -test["low"]]
+                if any(np.allclose(claim, values, rtol=0, atol=0.0051) for values in (bounds, turned)):
+                    break
+        else:
+            unknown.append(claim)
+    assert not unknown
