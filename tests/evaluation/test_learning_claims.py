@@ -12,7 +12,7 @@ from sd_fairseq.evaluation.learning_rows import collect, compare_by_example, pai
 from sd_fairseq.evaluation.learning_table import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("learning", "learning_policy", "learning_mixture", "learning_mixture_full", "learning_h200")
+FOLDERS = ("learning", "learning_policy", "learning_mixture", "learning_mixture_full", "learning_even", "learning_h200")
 NUMBER = r"([-+]?\d+\.\d\d)"
 STATED = re.compile(NUMBER + r"\s+\[" + NUMBER + r",\s+" + NUMBER + r"\](?!\s+nats)")
 
