@@ -73,7 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             "times_as_fast": {
                 name: round(medians["dense-" + name.rpartition("-")[2]] / value, 3) for name, value in medians.items()
             },
-            "device": grid.describe_devices()["generation"],
+            "device": grid.name_device(grid.settings.generation),
             "commands": {name: command for name, command in grid.commands.items() if name in seconds},
             "versions": find_versions(),
         }
