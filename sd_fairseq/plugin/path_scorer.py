@@ -121,7 +121,7 @@ def take_examples(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
     """Returns batches of ``args.examples`` pairs that are evenly spread over the split's pairs sorted by length.
 
     Raises:
-        InputError: no pair that the model takes.
+        InputError: no pair that the model takes, or one that is longer than a batch may be.
     """
     dataset = task.dataset(args.gen_subset)
     with data_utils.numpy_seed(1):  # where pairs are as long as each other their order is drawn
@@ -129,6 +129,9 @@ def take_examples(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
     order = task.filter_indices_by_size(order, dataset, model.max_positions(), ignore_invalid_inputs=True)
     check_some(order, model, args)
     chosen = order[sample_evenly(len(order), args.examples)]
+    longest = max(dataset.num_tokens(place) for place in chosen)
+    if longest > args.max_tokens:
+        raise InputError(f"--max-tokens {args.max_tokens}: the longest of the pairs has {longest}")
     return [
         dataset.collater([dataset[place] for place in places])
         for places in dataset.batch_by_size(chosen, max_tokens=args.max_tokens)
