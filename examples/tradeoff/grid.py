@@ -16,6 +16,7 @@ from recipe import (
     Row,
     Settings,
     constraint_command,
+    fit_command,
     generate_command,
     recipe_hash,
     render,
@@ -177,7 +178,24 @@ class Grid:
                 values[inside] = self.find_path(self.measure_flops(match, seed))
             elif name == "start-path":
                 values[inside] = self.find_path(self.options.start_flops, row.parts(self.settings.policy))
+            elif name == "fitted":
+                values[inside] = self.fit_policy(match)
         return values
+
+    def fit_policy(self, flops: str) -> str:
+        """Returns the base with a policy that is fitted to searched paths, made where it is not there yet.
+
+        Args:
+            flops: relative FLOPs to end at.
+        """
+        place = "$OUT/search/fitted-" + flops
+        command = fit_command(self.settings, flops, place, self.options.search_examples)
+        self.commands[place] = render(command)
+        with locked(self.resolve("$OUT/search")):
+            if not os.path.exists(self.resolve(place + ".pt")):
+                say("base: fitting a policy at {} of the FLOPs".format(flops))
+                self.run(command, self.resolve(place + ".log"))
+        return place + ".pt"
 
     def match_random(self, name: str, seed: int) -> str:
         """Returns the keep-probability at which random decisions cost what a row's do on valid."""

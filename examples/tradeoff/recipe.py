@@ -42,9 +42,10 @@ SIZES = (
 )
 TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
 BASE = "base"  # in the place of a row's name: weights as they are, without training
-PLACEHOLDERS = ("keep", "seed", "static-path", "start-path")
+PLACEHOLDERS = ("keep", "seed", "static-path", "start-path", "fitted")
 # Placeholder -> row whose FLOPs it matches; {keep:ROW} names another.
 MATCHED = {"keep": "default", "static-path": "default"}
+FITTED = "fitted"  # its {fitted:FLOPs} says itself what is aimed at
 
 
 class RecipeError(ValueError):
@@ -144,8 +145,8 @@ def read_rows(path: str) -> Dict[str, Row]:
                 row = parse_row(line)
                 if row.name in rows:
                     raise ValueError("row {!r} stands twice".format(row.name))
-                for _, match in row.placeholders().values():
-                    if match and (match not in rows or rows[match].weights):
+                for kind, match in row.placeholders().values():
+                    if kind != FITTED and match and (match not in rows or rows[match].weights):
                         raise ValueError("FLOPs of {!r}, which is no trained row above".format(match))
                 if row.weights not in ("", BASE) and (row.weights not in rows or rows[row.weights].weights):
                     raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
@@ -174,7 +175,7 @@ def parse_row(line: str) -> Row:
 
 
 def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
-    """Finds the {names} and {names:ROW} in a text: what stands in the braces -> name, and the row to be matched or "".
+    """Finds the {names}, {names:ROW} and {fitted:FLOPs} in a text: what the braces hold -> name, and the rest or "".
 
     Raises:
         ValueError: an unknown one.
@@ -182,7 +183,9 @@ def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
     found = {}
     for inside in re.findall(r"{([^}]*)}", text):
         name, colon, row = inside.partition(":")
-        if name not in (MATCHED if colon else PLACEHOLDERS):
+        if name == FITTED and not re.fullmatch(r"0?\.\d+", row):
+            raise ValueError("{{{}}}: expected {{fitted:FLOPs}}, such as {{fitted:0.7}}".format(inside))
+        if name not in ((*MATCHED, FITTED) if colon else PLACEHOLDERS):
             known = ", ".join("{%s}" % one for one in PLACEHOLDERS)
             raise ValueError("{{{}}} is none of {}".format(inside, known))
         found[inside] = name, row or MATCHED.get(name, "")
@@ -243,6 +246,22 @@ def search_command(settings: Settings, output: str, examples: int, lowest: float
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
 
 
+def fit_command(settings: Settings, flops: str, output: str, examples: int) -> List[str]:
+    """Returns the fit of a policy to searched paths, in the decision space of the rows.
+
+    Args:
+        settings: of all rows.
+        flops: relative FLOPs to end at.
+        output: checkpoint to write, without its ending; the report stands beside it.
+        examples: of train, for the search.
+    """
+    overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
+    command = ["python", "-m", "sd_fairseq.plugin.policy_fit", "$DATA", "--path", "$BASE"]
+    command += ["--model-overrides", overrides, "--gen-subset", "train", "--search-examples", str(examples)]
+    command += ["--flops", flops, "--output", output + ".pt", "--report", output + ".json"]
+    return command + ([] if "--cpu" in settings.device else ["--cuda"])
+
+
 def constraint_command(row: Row, seed: int, settings: Settings, output: str) -> List[str]:
     """Returns the check of a trained row's deployed paths against the base's dense path, on pairs of train."""
     place = "$OUT/{}-{}/checkpoint_last.pt".format(row.name, seed)
@@ -261,8 +280,8 @@ def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str
         first = str(max(1, int(settings.updates * POLICY_SHARE)))
         command += [*fill(POLICY, values), "--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
         command += ["--sd-sampling-seed", str(seed), *settings.policy]
-    command += [*fill(row.model, values), *fill(row.criterion, values)]
-    return [*command, "--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
+    command += ["--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
+    return [*command, *fill(row.model, values), *fill(row.criterion, values)]
 
 
 def generate_command(

@@ -39,6 +39,7 @@ FAMILIES = (
     "random-matched",
     "random-deployed",
     "static",
+    "fitted",
     "encoder-only",
     "decoder-only",
     "token-only",

@@ -68,7 +68,9 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
     rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
     path = "encoder_attention=110,token_strategy=last:20"
     values = {"keep": "0.7", "seed": "2", "static-path": path, "start-path": path}
-    values.update({"keep:budget-0.7": "0.6", "static-path:budget-0.7": path})
+    values.update(
+        {"keep:budget-0.7": "0.6", "static-path:budget-0.7": path, "fitted:0.78": "f.pt", "fitted:0.7": "f.pt"}
+    )
     shared = {}
     for name, row in rows.items():
         if row.weights:
@@ -80,6 +82,8 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
             check_options(args)
             multiplier_rule(args)
         found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
+        start = "f.pt" if name.startswith("fitted") else "$BASE"
+        assert found.pop("finetune_from_model") == start, name
         for key in ("arch", "criterion", "save_dir"):
             found.pop(key)
         for key, value in found.items():
@@ -100,12 +104,28 @@ def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
     assert rows["token-only"].parts(more) == ["token"]
 
 
+def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
+    recipe = tools["recipe"]
+    command = recipe.fit_command(settings(tools, policy=("--sd-space", "token")), "0.7", "$OUT/search/fitted-0.7", 10)
+    assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "token"}
+    assert command[command.index("--flops") + 1] == "0.7" and command[command.index("--search-examples") + 1] == "10"
+    assert command[command.index("--output") + 1] == "$OUT/search/fitted-0.7.pt"
+    from sd_fairseq.plugin import policy_fit
+
+    policy_fit.check_arguments(policy_fit.build_parser().parse_args(command[3:]))  # the command takes them
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
         ("budgets-0.5\t\t", "row 'budgets-0.5' is none of"),
         ("default\t\t", "row 'default' stands twice"),
-        ("static\t--sd-static-path {path}\t", "{path} is none of {keep}, {seed}, {static-path}, {start-path}"),
+        (
+            "static\t--sd-static-path {path}\t",
+            "{path} is none of {keep}, {seed}, {static-path}, {start-path}, {fitted}",
+        ),
+        ("static\t\t--finetune-from-model {fitted:default}", "{fitted:default}: expected {fitted:FLOPs}"),
+        ("static\t\t--finetune-from-model {fitted}", "{fitted}: expected {fitted:FLOPs}, such as {fitted:0.7}"),
         ("static\t--sd-random-keep {keep:barrier}\t", "FLOPs of 'barrier', which is no trained row above"),
         ("static\t--sd-random-keep {keep:dense-trained}\t", "FLOPs of 'dense-trained', which is no trained row above"),
         ("static\t--sd-random-seed {seed:default}\t", "{seed:default} is none of"),

@@ -118,28 +118,21 @@ class SwitchableEncoder(TransformerEncoderBase):
         if path.gated:
             decider.open_gates()
 
-        kept_positions: List[Tensor] = []
-        full_mask = padding_mask
-        token_choice = decider.token_choice()
-        if bool((token_choice != 0).any()):
-            keep = kept_token_mask(padding_mask, token_choice, self.space.token_strategies)  # [B, S]
-            source = shorten_source(x, keep)
-            x, padding_mask = source.x, source.padding_mask  # [S', B, C], [B, S']
-            has_padding = bool(padding_mask.any())
-            kept_positions = [source.positions]
-        x = self._run_upper_layers(x, padding_mask if has_padding else None, decider, states, return_all_hiddens)
+        x, kept_mask, kept_positions = self._drop_tokens(x, padding_mask, decider.token_choice())
+        has_padding = bool(kept_mask.any()) if kept_positions else has_padding
+        x = self._run_upper_layers(x, kept_mask if has_padding else None, decider, states, return_all_hiddens)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         if decision_log is not None:
             decision_log.append(decider.decisions())
         return {
             "encoder_out": [x],  # [S', B, C]
-            "encoder_padding_mask": [padding_mask],  # [B, S']
+            "encoder_padding_mask": [kept_mask],  # [B, S']
             "encoder_embedding": [encoder_embedding],  # [B, S, C]
             "encoder_states": states,
             "fc_results": [],
             "src_tokens": [],
-            "src_lengths": [(~full_mask).sum(dim=1, dtype=torch.int32).reshape(-1, 1).contiguous()],  # [B, 1]
+            "src_lengths": [(~padding_mask).sum(dim=1, dtype=torch.int32).reshape(-1, 1).contiguous()],  # [B, 1]
             "decisions": [decider.decisions()],
             "policy_states": decider.states,
             "kept_positions": kept_positions,
@@ -147,6 +140,23 @@ class SwitchableEncoder(TransformerEncoderBase):
             "gates": [] if decider.gates is None else [decider.gates],
             "switch_gates": [] if decider.switch_gates is None else [decider.switch_gates],
         }
+
+    def _drop_tokens(self, x: Tensor, padding_mask: Tensor, choice: Tensor) -> Tuple[Tensor, Tensor, List[Tensor]]:
+        """Shortens the source by each example's token strategy.
+
+        Args:
+            x: [S, B, C].
+            padding_mask: BoolTensor [B, S], True = padding.
+            choice: LongTensor [B], index of the strategy.
+
+        Returns:
+            [S', B, C], its padding mask [B, S'], and [LongTensor [B, S']] of the kept positions; all as it was, and
+            [], where no example drops anything.
+        """
+        if not bool((choice != 0).any()):
+            return x, padding_mask, []
+        source = shorten_source(x, kept_token_mask(padding_mask, choice, self.space.token_strategies))
+        return source.x, source.padding_mask, [source.positions]
 
     def _run_upper_layers(
         self, x: Tensor, mask: Optional[Tensor], decider: "Decider", states: List[Tensor], return_all_hiddens: bool

@@ -1,0 +1,271 @@
+"""Fits a policy to searched paths, and measures what decisions per input are worth on examples it has not seen.
+
+    python -m sd_fairseq.plugin.policy_fit DATA --path BASE.pt --gen-subset train --flops 0.7 --output FITTED.pt
+
+Three steps, the backbone standing still: a greedy search (as ``path_search``) on a few pairs; the best paths that it
+tried are scored on many pairs, teacher-forced; a policy network is fitted to that table of losses and FLOPs by the
+exact gradient of its expected cost (``sd_fairseq/learning/path_table.py``). The report compares, at equal mean FLOPs:
+
+* static: the best one path of the table for all (or a mixture of two), chosen on these very examples;
+* policy: decisions per input of policies fitted on other examples (ten folds);
+* oracle: the best path of each example, chosen by the very loss that is reported: a bound that nothing reaches.
+
+The checkpoint written holds BASE's weights and a policy fitted on all pairs; it starts a training
+(``--finetune-from-model``, with ``--sd-policy-freeze-update 1`` to train the backbone on its paths alone) or generates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from fairseq import checkpoint_utils
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sd_fairseq.decision.policy import PolicyNetwork
+from sd_fairseq.learning.path_table import FitSettings, PathTable, choose, chosen_scores, cross_fit, fit_policy, folds
+from sd_fairseq.plugin.conversion import overrides_for
+from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.path_scorer import Key, Scorer, load
+from sd_fairseq.plugin.path_search import best_static, choose_paths, greedy_search, interval, mix, pick, show
+from sd_fairseq.whole_files import whole, write_json
+
+BAND = 0.15  # relative FLOPs; paths of the table cost at most so much more or less than is aimed at
+START = 0.6  # probability of the decisions that a fit starts from
+PRICES = 12  # halvings of the interval in which the price of FLOPs is looked for
+
+
+def candidate_paths(scorer: Scorer, flops: float, number: int) -> List[Key]:
+    """Returns the best of the paths that a search has scored, by loss + price x FLOPs, near the FLOPs aimed at.
+
+    Args:
+        scorer: after the search.
+        flops: mean relative FLOPs aimed at; the price is the one at which the best path costs so much.
+        number: of paths, at most.
+
+    Raises:
+        InputError: no path is near them.
+    """
+    keys = list(scorer.known)
+    losses = torch.stack([scorer.known[key].loss.mean() for key in keys])
+    costs = torch.stack([scorer.known[key].flops.mean() for key in keys])
+    price = static_price(losses, costs, flops)
+    near = ((costs - flops).abs() <= BAND).nonzero().view(-1)
+    if not len(near):
+        raise InputError(f"no searched path costs {flops} of the FLOPs, plus or minus {BAND}")
+    order = (losses + price * costs)[near].argsort(stable=True)
+    return [keys[int(place)] for place in near[order][:number]]
+
+
+def static_price(losses: Tensor, costs: Tensor, flops: float) -> float:
+    """Returns the price of FLOPs at which the best of some paths costs ``flops`` or just less.
+
+    Args:
+        losses, costs: [paths], means over the examples.
+        flops: relative FLOPs.
+    """
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        price = (low + high) / 2
+        low, high = (price, high) if float(costs[(losses + price * costs).argmin()]) > flops else (low, price)
+    return high
+
+
+@torch.no_grad()
+def policy_inputs(scorer: Scorer) -> Tensor:
+    """Returns what the policy reads of each example, float32 [N, C]."""
+    sources = [sample["net_input"]["src_tokens"] for sample in scorer.batches]
+    states = [scorer.model.encoder(source, path=PathRequest("dense"))["policy_states"][0] for source in sources]
+    return torch.cat(states).float().cpu()
+
+
+def build_table(scorer: Scorer, keys: List[Key]) -> PathTable:
+    """Scores paths on all examples."""
+    scores = [scorer.score(key) for key in tqdm(keys, desc="table", unit=" paths", disable=None)]
+    return PathTable(
+        keep=torch.tensor([key[0] for key in keys], dtype=torch.bool),
+        token_choice=torch.tensor([key[1] for key in keys]),
+        loss=torch.stack([one.loss for one in scores]),
+        flops=torch.stack([one.flops for one in scores]),
+        states=policy_inputs(scorer),
+    )
+
+
+class Fitter:
+    """Fits policies of one model to a table.
+
+    Args:
+        model: with a policy network of one stage; not changed.
+        table: of its paths.
+        settings: of the fit.
+    """
+
+    def __init__(self, model: Any, table: PathTable, settings: FitSettings):
+        self.policy, self.table, self.settings = model.encoder.policy, table, settings
+        self.space = model.space
+
+    def build(self, path: int) -> nn.Module:
+        """Makes a fresh policy that decides as one path of the table, whatever the input."""
+        chosen = slice(path, path + 1)
+        decisions = self.space.to_decisions(self.table.keep[chosen], self.table.token_choice[chosen])
+        hidden = self.policy.hidden
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return PolicyNetwork(hidden.in_features, self.space, hidden.out_features, START, decisions)
+
+    def fit(self, price: float) -> Tuple[nn.Module, int]:
+        """Returns a policy fitted on nine tenths of the examples, and its epoch; the others tell when to stop."""
+        parts = folds(len(self.table), 10, self.settings.seed)
+        fitted = self.table.take(torch.cat(parts[1:]))
+        network = self.build(fitted.cheapest(price))
+        return network, fit_policy(network, fitted, self.table.take(parts[0]), price, self.settings)
+
+    def find_price(self, flops: float) -> float:
+        """Returns the price at which the fitted policy's mean FLOPs come closest to ``flops``."""
+        start = static_price(self.table.loss.mean(dim=1), self.table.flops.mean(dim=1), flops)
+        low, high, tried = 0.25 * start, 4 * start, []
+        for _ in range(PRICES):
+            price = (low * high) ** 0.5
+            network, _ = self.fit(price)
+            mean = float(chosen_scores(self.table, choose(network, self.table))[1].mean())
+            tried.append((abs(mean - flops), price))
+            low, high = (price, high) if mean > flops else (low, price)
+        return min(tried)[1]
+
+
+def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
+    """Compares decisions per input with the best static path and the oracle at their mean FLOPs.
+
+    Args:
+        table: of N examples.
+        dense: float64 [N], loss of the dense path.
+        chosen: LongTensor [N], a path for each example.
+    """
+    loss, flops = chosen_scores(table, chosen)
+    target = float(flops.mean())
+    static = mix(best_static(table.loss.mean(dim=1), table.flops.mean(dim=1), target), table.loss)
+    oracle = pick(table.loss, choose_paths(table.loss, table.flops, target))
+    gap = float((static - oracle).mean())
+    gain = interval(static - loss)
+    return {
+        "flops_generation": target,
+        "distinct_paths": int(chosen.unique().numel()),
+        "nll_dense": float(dense.mean()),
+        "nll_static": float(static.mean()),
+        "nll_policy": float(loss.mean()),
+        "nll_oracle": float(oracle.mean()),
+        "gain_over_static": gain,
+        "oracle_gap": gap,
+        "share_of_oracle_gap": gain["difference"] / gap if gap > 0 else 0.0,
+    }
+
+
+def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> None:
+    """Writes the checkpoint with the fitted policy in the place of its own.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
+    state = checkpoint_utils.load_checkpoint_to_cpu(args.path, overrides)
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    for name, value in policy.state_dict().items():
+        weights["encoder.policy." + name] = value
+    with whole(args.output) as part:
+        torch.save({**state, "args": None, "model": weights, "last_optimizer_state": None}, part)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = argparse.ArgumentParser(
+        prog="policy_fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", help="binarised data folder")
+    add("--path", required=True, help="checkpoint of the base")
+    add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder,decoder"}')
+    add("--gen-subset", default="train", help="split (default: %(default)s)")
+    add("--flops", type=float, required=True, help="mean relative FLOPs to end at, in (0, 1)")
+    add("--examples", type=int, default=2000, help="pairs of the table, 0 = all (default: %(default)s)")
+    add("--search-examples", type=int, default=200, help="pairs of the search (default: %(default)s)")
+    add("--paths", type=int, default=24, help="of the table (default: %(default)s)")
+    add("--seed", type=int, default=1, help="of the fit (default: %(default)s)")
+    add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
+    add("--max-tokens", type=int, default=4096)
+    add("--cuda", action="store_true")
+    add("--output", help="checkpoint to write")
+    add("--report", help="JSON file to write")
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses figures out of their range.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, right, expected in (
+        ("flops", 0 < args.flops < 1, "between 0 and 1"),
+        ("paths", args.paths >= 2, "2 or more"),
+        ("examples", args.examples == 0 or args.examples >= 20, "0 (all) or 20 and more"),
+        ("search_examples", args.search_examples >= 1, "1 or more"),
+    ):
+        if not right:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is not {expected}")
+
+
+def make(args: argparse.Namespace) -> Dict[str, Any]:
+    """Carries the command out; returns the report.
+
+    Raises:
+        InputError: see the functions above; OSError: a file cannot be written.
+    """
+    check_arguments(args)
+    whole_table = {**vars(args), "sample": "examples", "every": 0}
+    scorer = load(argparse.Namespace(**whole_table))
+    if getattr(scorer.model.encoder.policy, "stages", ()) != (1,):
+        raise InputError("only a policy network of one stage can be fitted (--sd-policy network)")
+    searcher = load(argparse.Namespace(**{**whole_table, "examples": args.search_examples}))
+    chain = greedy_search(searcher, args.flops - BAND / 2)
+    table = build_table(scorer, candidate_paths(searcher, args.flops, args.paths))
+    fitter = Fitter(scorer.model, table, FitSettings(seed=args.seed))
+    price = fitter.find_price(args.flops)
+    unseen = cross_fit(fitter.build, table, price, fitter.settings)
+    policy, epoch = fitter.fit(price)
+    found = {
+        "examples": len(table),
+        "search_examples": len(searcher.source_lengths),
+        "paths": len(table.keep),
+        "price": price,
+        "epoch": epoch,
+        **compare(table, scorer.score(chain[0]).loss, unseen),
+    }
+    scorer.model.encoder.policy.load_state_dict(policy.state_dict())
+    deployed, _ = scorer.score_policy()
+    found.update(flops_deployed=float(deployed.flops.mean()), nll_deployed=float(deployed.loss.mean()))
+    if args.output:
+        write_fitted(args, scorer.model, policy)
+    if args.report:
+        write_json(args.report, found)
+    return found
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        found = make(args)
+    except (OSError, ValueError) as error:
+        print(f"sd_fairseq: error: {error}", file=sys.stderr)
+        return 1
+    print(tabulate([(name, show(value)) for name, value in found.items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
