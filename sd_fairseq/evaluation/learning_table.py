@@ -19,13 +19,14 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from tabulate import tabulate
 
 from sd_fairseq.evaluation.estimator_table import render_estimators
+from sd_fairseq.evaluation.fit_table import render_fits
 from sd_fairseq.evaluation.learning_plots import draw_grid
 from sd_fairseq.evaluation.learning_results import BY_EXAMPLE, CONSTRAINT, METRICS, ResultError, read_results
 from sd_fairseq.evaluation.learning_rows import GridRow, check_comparable, collect, compare_by_example, pair_by_seed
 from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 from sd_fairseq.whole_files import whole, write_text
 
-TABLES = ("quality", "skipped", "compared", "estimators")
+TABLES = ("quality", "skipped", "compared", "estimators", "fits")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 HEADER = (
     *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)", "seconds"),
@@ -170,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", metavar="PNG", help="draw ROUGE-L minus dense against FLOPs, too")
     parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
     parser.add_argument("--noise", metavar="JSON", help="of gradient_noise: show the estimators, too")
+    parser.add_argument("--fits", metavar="FOLDER", help="of reports of policy_fit: show them, too")
     parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas (default: %(default)s)")
     parser.add_argument(
         "--fill", nargs="+", metavar="FILE", help="instead: put tables (and plots) where FILEs want them"
@@ -195,8 +197,9 @@ def make_tables(options: argparse.Namespace) -> str:
         "skipped": lambda: render_skip_rates(rows),
         "compared": lambda: render_comparison(rows, options.against),
         "estimators": lambda: render_noise(rows, options.noise),
+        "fits": lambda: render_fits(options.fits),
     }
-    needs = {"compared": options.against, "estimators": options.noise}  # made where this is given
+    needs = {"compared": options.against, "estimators": options.noise, "fits": options.fits}  # made where this is given
     made = [makers[name]() for name in wanted if needs.get(name, True)]
     if options.plot:
         draw(rows, options.plot)

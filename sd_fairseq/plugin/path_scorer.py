@@ -10,7 +10,7 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from torch import Tensor
 
-from sd_fairseq.cost.path_flops import Lengths, relative_flops
+from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.errors import InputError
@@ -75,6 +75,17 @@ class Scorer:
         rows = [sample["net_input"]["src_tokens"].ne(self.padding).sum(dim=1) for sample in self.batches]
         return torch.cat(rows).cpu()
 
+    @property
+    def dense_flops(self) -> Tensor:
+        """FLOPs of each example's dense path, generation, float64 [N]."""
+        model = self.model
+        found = [dense_flops("generation", model.shape, model.space, self._lengths(batch)) for batch in self.batches]
+        return torch.cat(found).double().cpu()
+
+    def _lengths(self, sample: Dict[str, Any]) -> Lengths:
+        source, target = sample["net_input"]["src_tokens"], sample["target"]
+        return Lengths(source.ne(self.padding).sum(1), target.ne(self.padding).sum(1), self.beam)
+
     @torch.no_grad()
     def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
         pieces, decisions = [], []
@@ -84,7 +95,7 @@ class Scorer:
             log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
             nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).double()  # [B, T]
             real = target.ne(self.padding)
-            lengths = Lengths(sample["net_input"]["src_tokens"].ne(self.padding).sum(1), real.sum(1), self.beam)
+            lengths = self._lengths(sample)
             taken = output[1]["decisions"]
             flops = relative_flops("generation", self.model.shape, self.model.space, taken, lengths)
             even = torch.arange(target.size(1), device=target.device) % 2 == 0

@@ -33,22 +33,32 @@ from sd_fairseq.whole_files import write_json
 LENGTH_RANGES = 4  # of as many examples each
 
 
-def greedy_search(scorer: Scorer, lowest: float) -> List[Key]:
+def greedy_search(scorer: Scorer, lowest: float, weights: Optional[Tensor] = None) -> List[Key]:
     """Removes one thing after the other until the mean FLOPs fall to ``lowest``; returns the chain from the dense path.
 
     Each step takes the change that loses the least per FLOP saved.
+
+    Args:
+        scorer: of the examples.
+        lowest: mean relative FLOPs.
+        weights: of the examples in that mean, [N], 1 on average; None = all alike.
     """
     space = scorer.model.space
+
+    def mean_flops(key: Key) -> float:
+        flops = scorer.score(key).flops
+        return float((flops if weights is None else flops * weights).mean())
+
     current: Key = ((True,) * space.num_switches, 0)
     chain = [current]
     progress = tqdm(desc="search", unit=" paths", disable=None)
-    while float(scorer.score(current).flops.mean()) > lowest:
+    while mean_flops(current) > lowest:
         here = scorer.score(current)
         best: Optional[Tuple[float, Key]] = None
         for candidate in neighbours(current, len(space.token_strategies)):
             there = scorer.score(candidate)
             progress.update()
-            saved = float((here.flops - there.flops).mean())
+            saved = mean_flops(current) - mean_flops(candidate)
             if saved > 0:
                 lost = float((there.loss - here.loss).mean())
                 rate = lost / saved if lost > 0 else lost * saved

@@ -10,6 +10,9 @@ exact gradient of its expected cost (``sd_fairseq/learning/path_table.py``). The
 * policy: decisions per input of policies fitted on other examples (ten folds);
 * oracle: the best path of each example, chosen by the very loss that is reported: a bound that nothing reaches.
 
+FLOPs are relative to the dense path; their mean is over the examples, each counting alike as in training, or (with
+``--flops-average corpus``) of all examples together, as time is: long documents then count more than short ones.
+
 The checkpoint written holds BASE's weights and a policy fitted on all pairs; it starts a training
 (``--finetune-from-model``, with ``--sd-policy-freeze-update 1`` to train the backbone on its paths alone) or generates.
 """
@@ -17,6 +20,7 @@ The checkpoint written holds BASE's weights and a policy fitted on all pairs; it
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -24,76 +28,27 @@ import torch
 from fairseq import checkpoint_utils
 from tabulate import tabulate
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sd_fairseq.decision.policy import PolicyNetwork
 from sd_fairseq.learning.path_table import FitSettings, PathTable, choose, chosen_scores, cross_fit, fit_policy, folds
 from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-from sd_fairseq.plugin.path_scorer import Key, Scorer, load
+from sd_fairseq.plugin.path_scorer import Scorer, load
 from sd_fairseq.plugin.path_search import best_static, choose_paths, greedy_search, interval, mix, pick, show
+from sd_fairseq.plugin.path_tables import (
+    BAND,
+    ScoredPaths,
+    candidate_paths,
+    example_weights,
+    read_scored,
+    score_paths,
+    static_price,
+    write_scored,
+)
 from sd_fairseq.whole_files import whole, write_json
 
-BAND = 0.15  # relative FLOPs; paths of the table cost at most so much more or less than is aimed at
 START = 0.6  # probability of the decisions that a fit starts from
 PRICES = 12  # halvings of the interval in which the price of FLOPs is looked for
-
-
-def candidate_paths(scorer: Scorer, flops: float, number: int) -> List[Key]:
-    """Returns the best of the paths that a search has scored, by loss + price x FLOPs, near the FLOPs aimed at.
-
-    Args:
-        scorer: after the search.
-        flops: mean relative FLOPs aimed at; the price is the one at which the best path costs so much.
-        number: of paths, at most.
-
-    Raises:
-        InputError: no path is near them.
-    """
-    keys = list(scorer.known)
-    losses = torch.stack([scorer.known[key].loss.mean() for key in keys])
-    costs = torch.stack([scorer.known[key].flops.mean() for key in keys])
-    price = static_price(losses, costs, flops)
-    near = ((costs - flops).abs() <= BAND).nonzero().view(-1)
-    if not len(near):
-        raise InputError(f"no searched path costs {flops} of the FLOPs, plus or minus {BAND}")
-    order = (losses + price * costs)[near].argsort(stable=True)
-    return [keys[int(place)] for place in near[order][:number]]
-
-
-def static_price(losses: Tensor, costs: Tensor, flops: float) -> float:
-    """Returns the price of FLOPs at which the best of some paths costs ``flops`` or just less.
-
-    Args:
-        losses, costs: [paths], means over the examples.
-        flops: relative FLOPs.
-    """
-    low, high = 0.0, 100.0
-    for _ in range(40):
-        price = (low + high) / 2
-        low, high = (price, high) if float(costs[(losses + price * costs).argmin()]) > flops else (low, price)
-    return high
-
-
-@torch.no_grad()
-def policy_inputs(scorer: Scorer) -> Tensor:
-    """Returns what the policy reads of each example, float32 [N, C]."""
-    sources = [sample["net_input"]["src_tokens"] for sample in scorer.batches]
-    states = [scorer.model.encoder(source, path=PathRequest("dense"))["policy_states"][0] for source in sources]
-    return torch.cat(states).float().cpu()
-
-
-def build_table(scorer: Scorer, keys: List[Key]) -> PathTable:
-    """Scores paths on all examples."""
-    scores = [scorer.score(key) for key in tqdm(keys, desc="table", unit=" paths", disable=None)]
-    return PathTable(
-        keep=torch.tensor([key[0] for key in keys], dtype=torch.bool),
-        token_choice=torch.tensor([key[1] for key in keys]),
-        loss=torch.stack([one.loss for one in scores]),
-        flops=torch.stack([one.flops for one in scores]),
-        states=policy_inputs(scorer),
-    )
 
 
 class Fitter:
@@ -148,7 +103,8 @@ def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
     """
     loss, flops = chosen_scores(table, chosen)
     target = float(flops.mean())
-    static = mix(best_static(table.loss.mean(dim=1), table.flops.mean(dim=1), target), table.loss)
+    means = table.loss.mean(dim=1), table.flops.mean(dim=1)
+    static = mix(best_static(*means, target), table.loss)
     oracle = pick(table.loss, choose_paths(table.loss, table.flops, target))
     gap = float((static - oracle).mean())
     gain = interval(static - loss)
@@ -160,9 +116,25 @@ def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
         "nll_policy": float(loss.mean()),
         "nll_oracle": float(oracle.mean()),
         "gain_over_static": gain,
+        "static_flops_at_equal_loss": flops_at(*means, float(loss.mean())),
         "oracle_gap": gap,
         "share_of_oracle_gap": gain["difference"] / gap if gap > 0 else 0.0,
     }
+
+
+def flops_at(losses: Tensor, flops: Tensor, loss: float) -> float:
+    """Returns the FLOPs at which the best static path, or mixture of two, has this loss; the most where none has.
+
+    Args:
+        losses, flops: [paths], means over the examples.
+        loss: nats.
+    """
+    low, high = float(flops.min()), float(flops.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        reached = float(best_static(losses, flops, middle) @ losses.double())
+        low, high = (middle, high) if reached > loss else (low, middle)
+    return high
 
 
 def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> None:
@@ -191,6 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder,decoder"}')
     add("--gen-subset", default="train", help="split (default: %(default)s)")
     add("--flops", type=float, required=True, help="mean relative FLOPs to end at, in (0, 1)")
+    text = "what their mean is: of the examples' own shares, or the share of all examples' FLOPs (default: %(default)s)"
+    add("--flops-average", choices=("examples", "corpus"), default="examples", help=text)
+    add("--table", help="file of the scored paths: read where it is there, else written")
     add("--examples", type=int, default=2000, help="pairs of the table, 0 = all (default: %(default)s)")
     add("--search-examples", type=int, default=200, help="pairs of the search (default: %(default)s)")
     add("--paths", type=int, default=24, help="of the table (default: %(default)s)")
@@ -219,6 +194,25 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is not {expected}")
 
 
+def find_table(args: argparse.Namespace, scorer: Scorer) -> ScoredPaths:
+    """Reads the table, or makes it: searches on a few pairs, scores the best paths on all.
+
+    Raises:
+        InputError: a table of something else, or no path near the FLOPs; OSError: it cannot be written.
+    """
+    if args.table and os.path.exists(args.table):
+        return read_scored(args.table, scorer)
+    few = {**vars(args), "examples": args.search_examples, "sample": "examples", "every": 0}
+    searcher = load(argparse.Namespace(**few))
+    weights = example_weights(searcher.dense_flops, args.flops_average)
+    chain = greedy_search(searcher, args.flops - BAND / 2, weights)
+    keys = candidate_paths(searcher, chain, args.flops, args.paths, weights)
+    scored = score_paths(scorer, keys, len(searcher.source_lengths))
+    if args.table:
+        write_scored(args.table, scored)
+    return scored
+
+
 def make(args: argparse.Namespace) -> Dict[str, Any]:
     """Carries the command out; returns the report.
 
@@ -226,28 +220,28 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
         InputError: see the functions above; OSError: a file cannot be written.
     """
     check_arguments(args)
-    whole_table = {**vars(args), "sample": "examples", "every": 0}
-    scorer = load(argparse.Namespace(**whole_table))
+    scorer = load(argparse.Namespace(**{**vars(args), "sample": "examples", "every": 0}))
     if getattr(scorer.model.encoder.policy, "stages", ()) != (1,):
         raise InputError("only a policy network of one stage can be fitted (--sd-policy network)")
-    searcher = load(argparse.Namespace(**{**whole_table, "examples": args.search_examples}))
-    chain = greedy_search(searcher, args.flops - BAND / 2)
-    table = build_table(scorer, candidate_paths(searcher, args.flops, args.paths))
+    scored = find_table(args, scorer)
+    weights = scored.weights(args.flops_average)
+    table = scored.to_table(weights)
     fitter = Fitter(scorer.model, table, FitSettings(seed=args.seed))
     price = fitter.find_price(args.flops)
     unseen = cross_fit(fitter.build, table, price, fitter.settings)
     policy, epoch = fitter.fit(price)
     found = {
         "examples": len(table),
-        "search_examples": len(searcher.source_lengths),
+        "search_examples": int(scored.searched),
+        "flops_average": args.flops_average,
         "paths": len(table.keep),
         "price": price,
         "epoch": epoch,
-        **compare(table, scorer.score(chain[0]).loss, unseen),
+        **compare(table, scored.dense_loss, unseen),
     }
     scorer.model.encoder.policy.load_state_dict(policy.state_dict())
     deployed, _ = scorer.score_policy()
-    found.update(flops_deployed=float(deployed.flops.mean()), nll_deployed=float(deployed.loss.mean()))
+    found.update(flops_deployed=float((deployed.flops * weights).mean()), nll_deployed=float(deployed.loss.mean()))
     if args.output:
         write_fitted(args, scorer.model, policy)
     if args.report:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from training import build_samples, build_training
 
+from sd_fairseq.cost.path_flops import path_flops
 from sd_fairseq.learning.path_table import FitSettings
 from sd_fairseq.plugin import policy_fit
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.path_scorer import Scorer, load
+from sd_fairseq.plugin.path_search import greedy_search
+from sd_fairseq.plugin.path_tables import BAND, candidate_paths, example_weights, static_price
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipe
 
 def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     _, found = fit(pipeline, tmp_path, "--flops", 0.8)
-    assert found["examples"] == 40 and found["search_examples"] == 10 and 2 <= found["paths"] <= 5
+    assert found["examples"] == 40 and found["search_examples"] == 10 and found["paths"] >= 2
     gain = found["gain_over_static"]
     assert gain["difference"] == pytest.approx(found["nll_static"] - found["nll_policy"])
     assert found["oracle_gap"] == pytest.approx(found["nll_static"] - found["nll_oracle"])
@@ -90,19 +93,83 @@ def test_what_cannot_be_fitted_is_one_line_and_no_file(pipeline, tmp_path, capsy
     assert message in told[-1] and not list(tmp_path.iterdir())
 
 
-def test_candidates_are_near_the_flops_and_the_cheapest_first():
-    scorer = Scorer(build_training().model.eval(), build_samples(), padding=1, beam=2)
-    policy_fit.greedy_search(scorer, 0.6)
-    keys = policy_fit.candidate_paths(scorer, 0.75, 4)
-    costs = [float(scorer.score(key).flops.mean()) for key in keys]
-    assert 1 <= len(keys) <= 4 and all(abs(cost - 0.75) <= policy_fit.BAND for cost in costs)
+def test_candidates_are_near_the_flops_and_the_chain_is_among_them():
+    scorer = build_scorer()
+    weights = example_weights(scorer.dense_flops, "corpus")
+    chain = greedy_search(scorer, 0.6, weights)
+
+    def cost(key):
+        return float((scorer.score(key).flops * weights).mean())
+
+    assert cost(chain[-1]) <= 0.6 < cost(chain[-2])  # the search counts as it is told
+    keys = candidate_paths(scorer, chain, 0.75, 2, weights)
+    assert len(set(keys)) == len(keys) and all(abs(cost(key) - 0.75) <= BAND for key in keys)
+    assert {key for key in chain if abs(cost(key) - 0.75) <= BAND} <= set(keys)
     with pytest.raises(InputError, match="no searched path costs 0.01"):
-        policy_fit.candidate_paths(scorer, 0.01, 4)
+        candidate_paths(scorer, chain, 0.01, 4, weights)
+
+
+def build_scorer():
+    return Scorer(build_training().model.eval(), build_samples(), padding=1, beam=2)
 
 
 @pytest.mark.parametrize("flops", [0.4, 0.6, 0.8])
 def test_at_the_price_the_best_path_costs_what_is_aimed_at_or_less(flops):
     losses, costs = torch.tensor([1.0, 1.2, 1.5, 2.0]), torch.tensor([1.0, 0.75, 0.55, 0.35])
-    price = policy_fit.static_price(losses, costs, flops)
+    price = static_price(losses, costs, flops)
     assert float(costs[(losses + price * costs).argmin()]) <= flops
     assert float(costs[(losses + 0.999 * price * costs).argmin()]) > flops
+
+
+def test_the_flops_of_a_corpus_are_those_of_all_its_examples_together():
+    scorer = build_scorer()
+    key = ((False, True) * 9)[: scorer.model.space.num_switches], 1
+    weights = example_weights(scorer.dense_flops, "corpus")
+    keep, choice = torch.tensor([key[0]]).expand(8, -1), torch.tensor([key[1]]).expand(8)
+    decisions = scorer.model.space.to_decisions(keep, choice)
+    lengths = scorer._lengths(scorer.batches[0])
+    paths = path_flops("generation", scorer.model.shape, scorer.model.space, decisions, lengths)
+    share = float(paths.sum() / scorer.dense_flops.sum())
+    assert float((scorer.score(key).flops * weights).mean()) == pytest.approx(share, rel=1e-9)
+    assert torch.equal(example_weights(scorer.dense_flops, "examples"), torch.ones(8, dtype=torch.float64))
+    assert float(weights.max()) > 1.05  # the examples are not equally long
+
+
+def test_a_static_path_of_the_same_loss_costs_what_the_frontier_says():
+    losses, flops = torch.tensor([1.0, 2.0, 1.4]).double(), torch.tensor([1.0, 0.5, 0.8]).double()
+    assert policy_fit.flops_at(losses, flops, 1.4) == pytest.approx(0.8, abs=1e-6)
+    assert policy_fit.flops_at(losses, flops, 1.7) == pytest.approx(0.65, abs=1e-6)  # a mixture of two
+    assert policy_fit.flops_at(losses, flops, 0.5) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_table_is_made_once(pipeline, tmp_path, monkeypatch):
+    table = tmp_path / "table.pt"
+    _, first = fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
+    monkeypatch.setattr(policy_fit, "score_paths", None)  # another table would fail
+    _, again = fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
+    assert first == again
+    _, other = fit(pipeline, tmp_path, "--flops", 0.8, "--table", table, "--flops-average", "corpus")
+    assert other["flops_average"] == "corpus" and other["flops_generation"] != first["flops_generation"]
+
+
+@pytest.mark.parametrize(
+    "spoil,message",
+    [
+        (lambda path, content: path.write_bytes(b"nothing"), "not a table of paths"),
+        (lambda path, content: torch.save({"loss": content["loss"]}, path), "not a table of paths, expected keep"),
+        (
+            lambda path, content: torch.save({**content, "dense_flops": content["dense_flops"][:30]}, path),
+            "made of 30 examples that are not the 40 of this data",
+        ),
+        (
+            lambda path, content: torch.save({**content, "keep": content["keep"][:, 1:]}, path),
+            "switches, the model has",
+        ),
+    ],
+)
+def test_a_table_of_something_else_is_refused(pipeline, tmp_path, capsys, spoil, message):
+    table = tmp_path / "table.pt"
+    fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
+    spoil(table, torch.load(table, weights_only=True))
+    assert run(pipeline.data, "--path", pipeline.base, *FEW, "--flops", 0.8, "--table", table) == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
