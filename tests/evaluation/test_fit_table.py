@@ -25,7 +25,7 @@ def test_every_report_is_a_line_and_the_share_is_of_what_skipping_costs(tmp_path
     lines = render_fits(str(tmp_path)).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert [line[0] for line in cells] == ["a", "b"]
-    assert "+0.0200 [+0.0100, +0.0300]" in cells[1] and "5.0%" in cells[1] and cells[0][8] == "-"
+    assert "+0.0200 [+0.0100, +0.0300]" in cells[1] and "5.0%" in cells[1] and cells[0][9] == "-"
     assert "0.715" in cells[1] and cells[1][-2:] == ["-", "-"]
     assert len({len(line) for line in cells}) == 1
 
