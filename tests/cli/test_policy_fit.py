@@ -57,6 +57,24 @@ def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipe
     assert "gain_over_static" in capsys.readouterr().out
 
 
+def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, tmp_path):
+    out, _ = fit(pipeline, tmp_path, "--flops", 0.8)
+    trace = tmp_path / "trace.jsonl"
+    pipeline.generate(out, "--sd-trace", trace)
+    deployed = json.loads(trace.read_text(encoding="utf-8").splitlines()[0])
+    decisions = score(pipeline, out, gen_subset="test", examples=0).score_policy()[1]
+    space = score(pipeline, out).model.space
+    paths = [space.describe(one, row) for one in decisions for row in range(len(one))]
+    assert {key: deployed[key] for key in paths[0]} in paths  # what the trace says is what the policy decides
+    policy = ["--sd-policy-freeze-update", 1, "--sd-policy-lr", 1e-9, "--criterion", "sd_policy_criterion"]
+    arch = ["--arch", "switchable_bart_base", "--finetune-from-model", out, "--save-dir", tmp_path / "more"]
+    pipeline.train("more", *arch, *policy, "--max-update", 2)
+    before, after = (score(pipeline, path).model for path in (out, tmp_path / "more" / "checkpoint_last.pt"))
+    weights = [model.encoder.policy.heads.weight for model in (before, after)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+    assert not torch.equal(before.encoder.layers[0].fc1.weight, after.encoder.layers[0].fc1.weight)
+
+
 def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     _, found = fit(pipeline, tmp_path, "--flops", 0.8)
     assert found["examples"] == 40 and found["search_examples"] == 10 and found["paths"] >= 2
