@@ -13,7 +13,14 @@ from sd_fairseq.evaluation.learning_results import ResultError
 
 HEADER = (
     *("fit", "pairs", "paths", "FLOPs", "nats: dense", "static", "policy", "oracle", "policy better than static by"),
-    *("of what skipping costs", "static as good at", "paths taken", "held out: pairs", "policy better by"),
+    *(
+        "of what skipping costs",
+        "four lengths better by (at FLOPs)",
+        "static as good at",
+        "paths taken",
+        "held out: pairs",
+        "policy better by",
+    ),
 )
 GAIN = "{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
 
@@ -49,10 +56,16 @@ def _cells(report: Dict[str, Any]) -> List[str]:
         *(f"{value:.3f}" for value in nats),
         GAIN.format(**gain),
         share,
+        _ranges(report.get("gain_of_length_ranges")),
         "{:.3f}".format(float(report["static_flops_at_equal_loss"])),
         str(int(report["distinct_paths"])),
         *_held_out(report.get("held_out")),
     ]
+
+
+def _ranges(gain: Optional[Dict[str, Any]]) -> str:
+    """Renders the control: a path for each range of lengths."""
+    return "-" if gain is None else GAIN.format(**gain) + " ({:.3f})".format(float(gain["flops_ranges"]))
 
 
 def _held_out(report: Optional[Dict[str, Any]]) -> List[str]:

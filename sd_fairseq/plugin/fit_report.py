@@ -9,16 +9,24 @@ from torch import Tensor, nn
 
 from sd_fairseq.learning.path_table import PathTable, chosen_scores
 from sd_fairseq.plugin.path_scorer import Scorer
-from sd_fairseq.plugin.path_search import best_static, choose_paths, concatenate, interval, mix, pick
-from sd_fairseq.plugin.path_tables import example_weights
+from sd_fairseq.plugin.path_search import (
+    best_static,
+    choose_paths,
+    concatenate,
+    gain_by_length,
+    interval,
+    mix,
+    pick,
+)
+from sd_fairseq.plugin.path_tables import ScoredPaths, example_weights
 
 
-def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
+def compare(table: PathTable, scored: ScoredPaths, chosen: Tensor) -> Dict[str, Any]:
     """Compares decisions per input with the best static path and the oracle at their mean FLOPs.
 
     Args:
         table: of N examples.
-        dense: float64 [N], loss of the dense path.
+        scored: what the table was made of.
         chosen: LongTensor [N], a path for each example.
     """
     loss, flops = chosen_scores(table, chosen)
@@ -31,11 +39,12 @@ def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
     return {
         "flops_generation": target,
         "distinct_paths": int(chosen.unique().numel()),
-        "nll_dense": float(dense.mean()),
+        "nll_dense": float(scored.dense_loss.mean()),
         "nll_static": float(static.mean()),
         "nll_policy": float(loss.mean()),
         "nll_oracle": float(oracle.mean()),
         "gain_over_static": gain,
+        "gain_of_length_ranges": gain_by_length(table.loss, table.flops, scored.dense_flops, target),
         "static_flops_at_equal_loss": flops_at(*means, float(loss.mean())),
         "oracle_gap": gap,
         "share_of_oracle_gap": gain["difference"] / gap if gap > 0 else 0.0,

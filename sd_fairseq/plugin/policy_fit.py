@@ -8,6 +8,8 @@ exact gradient of its expected cost (``sd_fairseq/learning/path_table.py``). The
 
 * static: the best one path of the table for all (or a mixture of two), chosen on these very examples;
 * policy: decisions per input of policies fitted on other examples (ten folds);
+* ranges: a path for each of four ranges of length (by dense FLOPs), chosen on the other half of the examples: what a
+  rule without a network would gain;
 * oracle: the best path of each example, chosen by the very loss that is reported: a bound that nothing reaches.
 
 FLOPs are relative to the dense path; their mean is over the examples, each counting alike as in training, or (with
@@ -198,7 +200,7 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
         "paths": len(table.keep),
         "price": price,
         "epoch": epoch,
-        **compare(table, scored.dense_loss, unseen),
+        **compare(table, scored, unseen),
     }
     scorer.model.encoder.policy.load_state_dict(policy.state_dict())
     deployed, _ = scorer.score_policy()

@@ -82,6 +82,7 @@ def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     assert gain["difference"] == pytest.approx(found["nll_static"] - found["nll_policy"])
     assert found["oracle_gap"] == pytest.approx(found["nll_static"] - found["nll_oracle"])
     assert found["nll_oracle"] <= found["nll_policy"]
+    assert {"difference", "low", "high", "flops_ranges"} <= set(found["gain_of_length_ranges"])
 
 
 def test_the_same_command_makes_the_same_policy(pipeline, tmp_path):

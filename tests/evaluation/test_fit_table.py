@@ -30,6 +30,12 @@ def test_every_report_is_a_line_and_the_share_is_of_what_skipping_costs(tmp_path
     assert len({len(line) for line in cells}) == 1
 
 
+def test_what_a_rule_on_the_length_gains_stands_beside(tmp_path):
+    ranges = {"difference": 0.01, "low": 0.0, "high": 0.02, "flops_static": 0.7, "flops_ranges": 0.69}
+    write(tmp_path, "a", {**REPORT, "gain_of_length_ranges": ranges})
+    assert "+0.0100 [+0.0000, +0.0200] (0.690)" in render_fits(str(tmp_path))
+
+
 def test_what_was_held_out_stands_beside(tmp_path):
     held_out = {"examples": 90, "gain_over_static": {"difference": -0.01, "low": -0.02, "high": 0.0}}
     write(tmp_path, "a", {**REPORT, "held_out": held_out})
