@@ -188,10 +188,10 @@ class Grid:
         Args:
             flops: relative FLOPs to end at.
         """
-        place = "$OUT/search/fitted-" + flops
+        place = "$OUT/fit-{}/policy".format(flops)
         command = fit_command(self.settings, flops, place, self.options.search_examples)
         self.commands[place] = render(command)
-        with locked(self.resolve("$OUT/search")):
+        with locked(self.resolve(os.path.dirname(place))):
             if not os.path.exists(self.resolve(place + ".pt")):
                 say("base: fitting a policy at {} of the FLOPs".format(flops))
                 self.run(command, self.resolve(place + ".log"))

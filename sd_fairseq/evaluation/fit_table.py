@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from tabulate import tabulate
 
@@ -13,8 +13,16 @@ from sd_fairseq.evaluation.learning_results import ResultError
 
 HEADER = (
     *("fit", "pairs", "paths", "FLOPs", "nats: dense", "static", "policy", "oracle", "policy better than static by"),
-    *("of what skipping costs", "paths taken"),
+    *(
+        "of what skipping costs",
+        "four lengths better by (at FLOPs)",
+        "static as good at",
+        "paths taken",
+        "held out: pairs",
+        "policy better by",
+    ),
 )
+GAIN = "{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def read_fits(folder: str) -> Dict[str, Dict[str, Any]]:
@@ -46,10 +54,25 @@ def _cells(report: Dict[str, Any]) -> List[str]:
         *(str(int(report[name])) for name in ("examples", "paths")),
         f"{float(report['flops_generation']):.3f}",
         *(f"{value:.3f}" for value in nats),
-        "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(**gain),
+        GAIN.format(**gain),
         share,
+        _ranges(report.get("gain_of_length_ranges")),
+        "{:.3f}".format(float(report["static_flops_at_equal_loss"])),
         str(int(report["distinct_paths"])),
+        *_held_out(report.get("held_out")),
     ]
+
+
+def _ranges(gain: Optional[Dict[str, Any]]) -> str:
+    """Renders the control: a path for each range of lengths."""
+    return "-" if gain is None else GAIN.format(**gain) + " ({:.3f})".format(float(gain["flops_ranges"]))
+
+
+def _held_out(report: Optional[Dict[str, Any]]) -> List[str]:
+    if report is None:
+        return ["-", "-"]
+    gain = {name: float(report["gain_over_static"][name]) for name in ("difference", "low", "high")}
+    return [str(int(report["examples"])), GAIN.format(**gain)]
 
 
 def render_fits(folder: str) -> str:

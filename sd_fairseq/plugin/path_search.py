@@ -178,6 +178,11 @@ def gain_by_length(losses: Tensor, flops: Tensor, lengths: Tensor, target: float
     return {**interval(torch.cat(gains)), "flops_static": static, "flops_ranges": ranges}
 
 
+def concatenate(decisions: Sequence[Decisions]) -> Decisions:
+    """Joins the decisions of several batches."""
+    return Decisions(*(torch.cat([getattr(one, name) for one in decisions]) for name in vars(decisions[0])))
+
+
 def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     """Compares policy, static path and oracle at the policy's mean FLOPs."""
     policy, decisions = scorer.score_policy()
@@ -198,12 +203,11 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     dense = scorer.known[chain[0]]
     oracle = float(pick(losses, chosen).mean())
     mine = float(policy.loss.mean())
-    everything = Decisions(*(torch.cat([getattr(d, name) for d in decisions]) for name in vars(decisions[0])))
     return {
         "examples": policy.loss.numel(),
         "paths_tried": len(keys),
         "flops_generation": target,
-        "distinct_paths": everything.count_distinct_paths(),
+        "distinct_paths": concatenate(decisions).count_distinct_paths(),
         "oracle_distinct_paths": int(chosen.unique().numel()),
         "nll_dense": float(dense.loss.mean()),
         "nll_policy": mine,

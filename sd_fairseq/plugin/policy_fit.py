@@ -8,10 +8,15 @@ exact gradient of its expected cost (``sd_fairseq/learning/path_table.py``). The
 
 * static: the best one path of the table for all (or a mixture of two), chosen on these very examples;
 * policy: decisions per input of policies fitted on other examples (ten folds);
+* ranges: a path for each of four ranges of length (by dense FLOPs), chosen on the other half of the examples: what a
+  rule without a network would gain;
 * oracle: the best path of each example, chosen by the very loss that is reported: a bound that nothing reaches.
 
 FLOPs are relative to the dense path; their mean is over the examples, each counting alike as in training, or (with
 ``--flops-average corpus``) of all examples together, as time is: long documents then count more than short ones.
+
+With ``--held-out SPLIT`` the policy that is written meets the static path that the table chooses on pairs that neither
+has seen.
 
 The checkpoint written holds BASE's weights and a policy fitted on all pairs; it starts a training
 (``--finetune-from-model``, with ``--sd-policy-freeze-update 1`` to train the backbone on its paths alone) or generates.
@@ -27,14 +32,15 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from fairseq import checkpoint_utils
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 from sd_fairseq.decision.policy import PolicyNetwork
 from sd_fairseq.learning.path_table import FitSettings, PathTable, choose, chosen_scores, cross_fit, fit_policy, folds
 from sd_fairseq.plugin.conversion import overrides_for
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.fit_report import compare, compare_held_out
 from sd_fairseq.plugin.path_scorer import Scorer, load
-from sd_fairseq.plugin.path_search import best_static, choose_paths, greedy_search, interval, mix, pick, show
+from sd_fairseq.plugin.path_search import greedy_search, show
 from sd_fairseq.plugin.path_tables import (
     BAND,
     ScoredPaths,
@@ -93,50 +99,6 @@ class Fitter:
         return min(tried)[1]
 
 
-def compare(table: PathTable, dense: Tensor, chosen: Tensor) -> Dict[str, Any]:
-    """Compares decisions per input with the best static path and the oracle at their mean FLOPs.
-
-    Args:
-        table: of N examples.
-        dense: float64 [N], loss of the dense path.
-        chosen: LongTensor [N], a path for each example.
-    """
-    loss, flops = chosen_scores(table, chosen)
-    target = float(flops.mean())
-    means = table.loss.mean(dim=1), table.flops.mean(dim=1)
-    static = mix(best_static(*means, target), table.loss)
-    oracle = pick(table.loss, choose_paths(table.loss, table.flops, target))
-    gap = float((static - oracle).mean())
-    gain = interval(static - loss)
-    return {
-        "flops_generation": target,
-        "distinct_paths": int(chosen.unique().numel()),
-        "nll_dense": float(dense.mean()),
-        "nll_static": float(static.mean()),
-        "nll_policy": float(loss.mean()),
-        "nll_oracle": float(oracle.mean()),
-        "gain_over_static": gain,
-        "static_flops_at_equal_loss": flops_at(*means, float(loss.mean())),
-        "oracle_gap": gap,
-        "share_of_oracle_gap": gain["difference"] / gap if gap > 0 else 0.0,
-    }
-
-
-def flops_at(losses: Tensor, flops: Tensor, loss: float) -> float:
-    """Returns the FLOPs at which the best static path, or mixture of two, has this loss; the most where none has.
-
-    Args:
-        losses, flops: [paths], means over the examples.
-        loss: nats.
-    """
-    low, high = float(flops.min()), float(flops.max())
-    for _ in range(50):
-        middle = (low + high) / 2
-        reached = float(best_static(losses, flops, middle) @ losses.double())
-        low, high = (middle, high) if reached > loss else (low, middle)
-    return high
-
-
 def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> None:
     """Writes the checkpoint with the fitted policy in the place of its own.
 
@@ -169,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--examples", type=int, default=2000, help="pairs of the table, 0 = all (default: %(default)s)")
     add("--search-examples", type=int, default=200, help="pairs of the search (default: %(default)s)")
     add("--paths", type=int, default=24, help="of the table (default: %(default)s)")
+    add("--held-out", metavar="SPLIT", help="compare policy and static path on all of this split, too")
     add("--seed", type=int, default=1, help="of the fit (default: %(default)s)")
     add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
     add("--max-tokens", type=int, default=4096)
@@ -237,13 +200,17 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
         "paths": len(table.keep),
         "price": price,
         "epoch": epoch,
-        **compare(table, scored.dense_loss, unseen),
+        **compare(table, scored, unseen),
     }
     scorer.model.encoder.policy.load_state_dict(policy.state_dict())
     deployed, _ = scorer.score_policy()
     found.update(flops_deployed=float((deployed.flops * weights).mean()), nll_deployed=float(deployed.loss.mean()))
     if args.output:
         write_fitted(args, scorer.model, policy)
+    if args.held_out:
+        others = {"gen_subset": args.held_out, "examples": 0, "sample": "examples", "every": 0}
+        held_out = load(argparse.Namespace(**{**vars(args), **others}))
+        found["held_out"] = compare_held_out(held_out, policy, table, args.flops_average)
     if args.report:
         write_json(args.report, found)
     return found
@@ -257,7 +224,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except (OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
-    print(tabulate([(name, show(value)) for name, value in found.items()]))
+    held_out = {"held out: " + name: value for name, value in found.pop("held_out", {}).items()}
+    print(tabulate([(name, show(value)) for name, value in {**found, **held_out}.items()]))
     return 0
 
 

@@ -12,6 +12,7 @@ from sd_fairseq.cost.path_flops import path_flops
 from sd_fairseq.learning.path_table import FitSettings
 from sd_fairseq.plugin import policy_fit
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.fit_report import flops_at
 from sd_fairseq.plugin.path_scorer import Scorer, load
 from sd_fairseq.plugin.path_search import greedy_search
 from sd_fairseq.plugin.path_tables import BAND, candidate_paths, example_weights, static_price
@@ -37,10 +38,10 @@ def fit(pipeline, tmp_path, *options):
     return out, json.loads(report.read_text(encoding="utf-8"))
 
 
-def score(pipeline, path):
+def score(pipeline, path, **changes):
     options = {"data": pipeline.data, "path": str(path), "model_overrides": "{}", "gen_subset": "train", "cuda": False}
     more = {"examples": 40, "sample": "examples", "every": 0, "max_tokens": 4096, "beam": 4}
-    return load(argparse.Namespace(**options, **more))
+    return load(argparse.Namespace(**{**options, **more, **changes}))
 
 
 def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipeline, tmp_path, capsys):
@@ -56,6 +57,24 @@ def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipe
     assert "gain_over_static" in capsys.readouterr().out
 
 
+def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, tmp_path):
+    out, _ = fit(pipeline, tmp_path, "--flops", 0.8)
+    trace = tmp_path / "trace.jsonl"
+    pipeline.generate(out, "--sd-trace", trace)
+    deployed = json.loads(trace.read_text(encoding="utf-8").splitlines()[0])
+    decisions = score(pipeline, out, gen_subset="test", examples=0).score_policy()[1]
+    space = score(pipeline, out).model.space
+    paths = [space.describe(one, row) for one in decisions for row in range(len(one))]
+    assert {key: deployed[key] for key in paths[0]} in paths  # what the trace says is what the policy decides
+    policy = ["--sd-policy-freeze-update", 1, "--sd-policy-lr", 1e-9, "--criterion", "sd_policy_criterion"]
+    arch = ["--arch", "switchable_bart_base", "--finetune-from-model", out, "--save-dir", tmp_path / "more"]
+    pipeline.train("more", *arch, *policy, "--max-update", 2)
+    before, after = (score(pipeline, path).model for path in (out, tmp_path / "more" / "checkpoint_last.pt"))
+    weights = [model.encoder.policy.heads.weight for model in (before, after)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+    assert not torch.equal(before.encoder.layers[0].fc1.weight, after.encoder.layers[0].fc1.weight)
+
+
 def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     _, found = fit(pipeline, tmp_path, "--flops", 0.8)
     assert found["examples"] == 40 and found["search_examples"] == 10 and found["paths"] >= 2
@@ -63,6 +82,7 @@ def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     assert gain["difference"] == pytest.approx(found["nll_static"] - found["nll_policy"])
     assert found["oracle_gap"] == pytest.approx(found["nll_static"] - found["nll_oracle"])
     assert found["nll_oracle"] <= found["nll_policy"]
+    assert {"difference", "low", "high", "flops_ranges"} <= set(found["gain_of_length_ranges"])
 
 
 def test_the_same_command_makes_the_same_policy(pipeline, tmp_path):
@@ -72,6 +92,19 @@ def test_the_same_command_makes_the_same_policy(pipeline, tmp_path):
         out, _ = fit(pipeline, tmp_path / name, "--flops", 0.8)
         weights.append(score(pipeline, out).model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_split_that_was_not_fitted_is_compared_with_the_static_path_of_the_table(pipeline, tmp_path, capsys):
+    out, found = fit(pipeline, tmp_path, "--flops", 0.8, "--held-out", "valid")
+    held_out = found["held_out"]
+    unseen = score(pipeline, out, gen_subset="valid", examples=0)
+    scores, _ = unseen.score_policy()
+    assert held_out["examples"] == len(scores.loss)
+    assert held_out["nll_policy"] == pytest.approx(float(scores.loss.mean()), abs=1e-9)
+    assert held_out["flops_policy"] == pytest.approx(float(scores.flops.mean()), abs=1e-9)
+    gain = held_out["gain_over_static"]["difference"]
+    assert gain == pytest.approx(held_out["nll_static"] - held_out["nll_policy"], abs=1e-9)
+    assert "held out: gain_over_static" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -137,9 +170,9 @@ def test_the_flops_of_a_corpus_are_those_of_all_its_examples_together():
 
 def test_a_static_path_of_the_same_loss_costs_what_the_frontier_says():
     losses, flops = torch.tensor([1.0, 2.0, 1.4]).double(), torch.tensor([1.0, 0.5, 0.8]).double()
-    assert policy_fit.flops_at(losses, flops, 1.4) == pytest.approx(0.8, abs=1e-6)
-    assert policy_fit.flops_at(losses, flops, 1.7) == pytest.approx(0.65, abs=1e-6)  # a mixture of two
-    assert policy_fit.flops_at(losses, flops, 0.5) == pytest.approx(1.0, abs=1e-6)
+    assert flops_at(losses, flops, 1.4) == pytest.approx(0.8, abs=1e-6)
+    assert flops_at(losses, flops, 1.7) == pytest.approx(0.65, abs=1e-6)  # a mixture of two
+    assert flops_at(losses, flops, 0.5) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_table_is_made_once(pipeline, tmp_path, monkeypatch):

@@ -106,10 +106,10 @@ def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
 
 def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
     recipe = tools["recipe"]
-    command = recipe.fit_command(settings(tools, policy=("--sd-space", "token")), "0.7", "$OUT/search/fitted-0.7", 10)
+    command = recipe.fit_command(settings(tools, policy=("--sd-space", "token")), "0.7", "$OUT/fit-0.7/policy", 10)
     assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "token"}
     assert command[command.index("--flops") + 1] == "0.7" and command[command.index("--search-examples") + 1] == "10"
-    assert command[command.index("--output") + 1] == "$OUT/search/fitted-0.7.pt"
+    assert command[command.index("--output") + 1] == "$OUT/fit-0.7/policy.pt"
     from sd_fairseq.plugin import policy_fit
 
     policy_fit.check_arguments(policy_fit.build_parser().parse_args(command[3:]))  # the command takes them
