@@ -158,7 +158,8 @@ def gain_by_length(losses: Tensor, flops: Tensor, lengths: Tensor, target: float
         target: mean relative FLOPs.
 
     Returns:
-        Interval of the loss of the static path minus that of the ranges' paths, and both means of FLOPs.
+        Interval of the loss of the static path minus that of the ranges' paths, and both means of FLOPs: the static
+        path is the best at what the ranges' paths cost where both are chosen.
     """
     order = lengths.argsort(stable=True)
     folds = [order[0::2], order[1::2]]  # each covers all lengths
@@ -171,7 +172,9 @@ def gain_by_length(losses: Tensor, flops: Tensor, lengths: Tensor, target: float
         paths = choose_paths(*table, goal)  # [ranges]
         edges = torch.stack([lengths[part[-1]] for part in bins[:-1]]) if len(bins) > 1 else lengths[:0]
         chosen = paths[torch.bucketize(lengths[here], edges)]
-        shares = best_static(*means, goal)
+        assigned = paths[torch.bucketize(lengths[there], edges)]
+        spent = float(pick(flops[:, there], assigned).mean())  # at most the goal: paths are few
+        shares = best_static(*means, min(max(spent, float(means[1].min())), float(means[1].max())))
         gains.append(mix(shares, losses[:, here]) - pick(losses[:, here], chosen))
         costs.append(torch.stack([mix(shares, flops[:, here]), pick(flops[:, here], chosen)]))
     static, ranges = torch.cat(costs, dim=1).mean(dim=1).tolist()
