@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass, fields
-from pickle import UnpicklingError
-from typing import Any, List
+from typing import List
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -134,8 +134,8 @@ def write_scored(path: str, scored: ScoredPaths) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with whole(path) as part:
-        torch.save(vars(scored), part)
+    with whole(path) as part, open(part, "wb") as stream:
+        np.savez(stream, **{name: value.numpy() for name, value in vars(scored).items()})
 
 
 def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
@@ -148,14 +148,12 @@ def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
     Raises:
         InputError: another file, other examples or another space; OSError: it cannot be opened.
     """
-    try:
-        content: Any = torch.load(path, weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a table of paths ({str(error).splitlines()[0]})") from error
     names = [field.name for field in fields(ScoredPaths)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise InputError(f"{path}: not a table of paths, expected {', '.join(names)}")
-    scored = ScoredPaths(**content)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            scored = ScoredPaths(**{name: torch.from_numpy(content[name]) for name in names})
+    except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a table of paths, expected {', '.join(names)}") from error
     if not torch.equal(scored.dense_flops, scorer.dense_flops):
         count = scored.dense_flops.numel()
         raise InputError(f"{path}: made of {count} examples that are not the {len(scorer.source_lengths)} of this data")
