@@ -145,7 +145,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses figures out of their range.
 
     Raises:
-        InputError: naming the option.
+        InputError: naming the option; or a folder to write to that is not there.
     """
     for name, right, expected in (
         ("flops", 0 < args.flops < 1, "between 0 and 1"),
@@ -155,6 +155,18 @@ def check_arguments(args: argparse.Namespace) -> None:
     ):
         if not right:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is not {expected}")
+    for name in ("output", "report", "table"):  # told now, not after the work
+        folder = os.path.dirname(getattr(args, name) or "") or "."
+        if not os.path.isdir(folder):
+            raise InputError(f"--{name} {getattr(args, name)}: no folder {folder}")
+
+
+def load_held_out(args: argparse.Namespace) -> Optional[Scorer]:
+    """Loads all pairs of the split that is held out, or None where there is none."""
+    if not args.held_out:
+        return None
+    others = {"gen_subset": args.held_out, "examples": 0, "sample": "examples", "every": 0}
+    return load(argparse.Namespace(**{**vars(args), **others}))
 
 
 def find_table(args: argparse.Namespace, scorer: Scorer) -> ScoredPaths:
@@ -186,6 +198,7 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
     scorer = load(argparse.Namespace(**{**vars(args), "sample": "examples", "every": 0}))
     if getattr(scorer.model.encoder.policy, "stages", ()) != (1,):
         raise InputError("only a policy network of one stage can be fitted (--sd-policy network)")
+    held_out = load_held_out(args)
     scored = find_table(args, scorer)
     weights = scored.weights(args.flops_average)
     table = scored.to_table(weights)
@@ -207,9 +220,7 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
     found.update(flops_deployed=float((deployed.flops * weights).mean()), nll_deployed=float(deployed.loss.mean()))
     if args.output:
         write_fitted(args, scorer.model, policy)
-    if args.held_out:
-        others = {"gen_subset": args.held_out, "examples": 0, "sample": "examples", "every": 0}
-        held_out = load(argparse.Namespace(**{**vars(args), **others}))
+    if held_out is not None:
         found["held_out"] = compare_held_out(held_out, policy, table, args.flops_average)
     if args.report:
         write_json(args.report, found)

@@ -112,7 +112,8 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
     assert command[command.index("--output") + 1] == "$OUT/fit-0.7/policy.pt"
     from sd_fairseq.plugin import policy_fit
 
-    policy_fit.check_arguments(policy_fit.build_parser().parse_args(command[3:]))  # the command takes them
+    words = [word.replace("$OUT/fit-0.7/", "") for word in command[3:]]
+    policy_fit.check_arguments(policy_fit.build_parser().parse_args(words))  # the command takes them
 
 
 @pytest.mark.parametrize(
