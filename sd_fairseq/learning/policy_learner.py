@@ -24,9 +24,9 @@ class PolicyGradientSums:
 
     Args:
         quality, flops: float32 [P] gradients of sum_i of the quality and of the cost objective.
-        examples: how many examples they cover.
+        examples: how many examples they cover, or their weight where examples weigh differently.
         violation: sum over measured examples of q - c or, for a FLOPs budget, of f - budget.
-        measured: how many examples were measured.
+        measured: how many examples were measured, or their weight.
     """
 
     quality: Tensor
@@ -106,8 +106,8 @@ class PolicyLearner(Float32Module):
         packed = sums.flatten()
         if not bool(torch.isfinite(packed).all()):
             raise FloatingPointError("policy gradient is not finite (NaN or infinite loss); policy left unchanged")
-        quality = sums.quality / sums.examples.clamp(min=1)
-        flops = sums.flops / sums.examples.clamp(min=1)
+        weight = sums.examples.clamp(min=1e-9)
+        quality, flops = sums.quality / weight, sums.flops / weight
         if float(sums.measured) > 0:
             self._smooth_violation(sums.violation / sums.measured, smoothing)
         multiplier = find_multiplier(rule, quality, flops, self.violation)

@@ -73,9 +73,12 @@ def assert_ranks_agree(ranks):
         assert [key for key, value in ranks[0]["model"].items() if not torch.equal(value, other["model"][key])] == []
 
 
-def test_one_worker_with_four_micro_batches_and_two_with_two_learn_as_from_one_batch(data, undecided, tmp_path):
+@pytest.mark.parametrize("average", ["examples", "corpus"])
+def test_one_worker_with_four_micro_batches_and_two_with_two_learn_as_from_one_batch(
+    data, undecided, tmp_path, average
+):
     """Every update sees the same eight pairs: as one batch, or cut into batches of 4, 2, 1 and 1 by their lengths."""
-    eight = [*training(data, undecided), "--train-subset", "valid"]
+    eight = [*training(data, undecided), "--train-subset", "valid", "--sd-flops-average", average]
     (one_batch,) = train_together(1, [*eight, "--batch-size", 8], tmp_path / "one-batch")
     command = [*eight, "--max-tokens", 70]
     (four,) = train_together(1, [*command, "--update-freq", 4], tmp_path / "one-worker")

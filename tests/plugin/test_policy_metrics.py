@@ -84,6 +84,14 @@ def test_the_dense_path_skips_nothing_and_costs_what_the_policy_adds():
     assert 8.0 < float(figures["sd_flops_generation"]) < 8.8
 
 
+def test_the_corpuss_flops_are_a_ratio_of_sums_over_batches_and_workers():
+    outputs = [
+        {"sd_examples": 1, "sd_gflops": 0.5, "sd_gflops_dense": 1.0},
+        {"sd_examples": 7, "sd_gflops": 7.0, "sd_gflops_dense": 9.0},
+    ]
+    assert reduced(outputs) == {"sd_flops_corpus": pytest.approx(0.75)}
+
+
 def test_figures_of_any_split_reduce_to_the_same_means():
     whole = build_training()
     expected = reduced([whole.step(sample)[2] for sample in build_samples((8,))])

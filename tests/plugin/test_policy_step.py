@@ -46,7 +46,7 @@ def test_score_function_flops_gradient_is_the_exact_one_in_expectation(definitio
     logits = [one.keep_logits.requires_grad_(), one.token_logits.requires_grad_()]
     exact_settings = settings(definition=definition)
     mode = one.mode()
-    exact = flops_objective(one, one.log_prob(mode), mode, mode, SHAPE, lengths(1), exact_settings)
+    exact = flops_objective(one, one.log_prob(mode), mode, mode, SHAPE, lengths(1), exact_settings, torch.ones(1))
     exact = flat_gradient(exact, logits)
 
     repeated = repeat_distribution(one, len(paths))
@@ -54,13 +54,14 @@ def test_score_function_flops_gradient_is_the_exact_one_in_expectation(definitio
     probability = log_prob.detach().exp()
     modes = mode.index_select(torch.zeros(len(paths), dtype=torch.long))
     estimates = settings(definition=definition, exact_flops_gradient=False)
-    weighted = flops_objective(repeated, log_prob * probability, paths, modes, SHAPE, lengths(len(paths)), estimates)
+    about = SHAPE, lengths(len(paths)), estimates, torch.ones(len(paths))
+    weighted = flops_objective(repeated, log_prob * probability, paths, modes, *about)
     torch.testing.assert_close(flat_gradient(weighted, logits), exact, atol=1e-6, rtol=1e-5)
 
 
 def test_a_budgets_violation_is_the_expected_flops_of_the_sharpened_policy_beyond_it():
     several = random_distribution(SPACE, 5)
-    found, measured = constraint_sums(settings(flops_budget=0.6), several, SHAPE, lengths(5), None, None)
+    found, measured = constraint_sums(settings(flops_budget=0.6), several, SHAPE, lengths(5), torch.ones(5), None, None)
     expected = expected_relative_flops("generation", SHAPE, several.sharpened(0.25), lengths(5)) - 0.6
     assert float(found) == pytest.approx(float(expected.sum()), rel=1e-5)
     assert float(measured) == 5
@@ -72,10 +73,12 @@ def test_a_quality_violation_is_the_gap_to_the_dense_path_beyond_the_tolerance()
 
     worse, dense = torch.tensor([2.0, 1.5, 3.0]), torch.tensor([1.9, 1.7, 2.0])
     several = random_distribution(SPACE, 3)
-    found, measured = constraint_sums(settings(), several, SHAPE, lengths(3), quality(worse), quality(dense))
+    found, measured = constraint_sums(
+        settings(), several, SHAPE, lengths(3), torch.ones(3), quality(worse), quality(dense)
+    )
     assert float(found) == pytest.approx(0.1 - 0.2 + 1.0 - 3 * 0.05, rel=1e-5)
     assert float(measured) == 3
-    unmeasured = constraint_sums(settings(), several, SHAPE, lengths(3), None, None)
+    unmeasured = constraint_sums(settings(), several, SHAPE, lengths(3), torch.ones(3), None, None)
     assert [float(value) for value in unmeasured] == [0.0, 0.0]
 
 

@@ -8,6 +8,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.dataclass import ChoiceEnum
 
 from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
+from sd_fairseq.plugin.criterions.corpus_flops import FLOPS_AVERAGES
 from sd_fairseq.plugin.criterions.estimators import ESTIMATORS
 from sd_fairseq.plugin.errors import InputError
 
@@ -44,6 +45,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
     sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
         "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
+    )
+    sd_flops_average: ChoiceEnum(list(FLOPS_AVERAGES)) = option(  # type: ignore[valid-type]
+        "examples",
+        "FLOPs are the mean of the documents' shares of their own dense paths (examples, as in the paper), or all "
+        "documents' FLOPs as a share of all their dense paths' (corpus: what time is paid for)",
     )
     sd_score_function_flops: bool = option(
         False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 from fairseq.logging import metrics
 from torch import Tensor
 
-from sd_fairseq.cost.path_flops import Lengths, ModelShape, relative_flops
+from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_flops, relative_flops
 from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens
 
@@ -36,6 +36,8 @@ def describe_path(
     for definition in ("generation", "paper"):
         relative = relative_flops(definition, shape, space, decisions, lengths)
         figures[f"sd_flops_{definition}"] = relative.sum().float()
+    figures["sd_gflops"] = path_flops("generation", shape, space, decisions, lengths).sum().float() / 1e9
+    figures["sd_gflops_dense"] = dense_flops("generation", shape, space, lengths).sum().float() / 1e9
     for site in SITES:
         layers = [layer for _, layer in space.switch_indices(site)]
         if layers and (site != "decoder_cross_attention" or space.cross_attention_apart):
@@ -63,6 +65,10 @@ def reduce_policy_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
         "sd_violation": "sd_policy_batches",
         "sd_distinct_paths": "sd_batches",
     }
+    dense = totals.pop("sd_gflops_dense", 0)
+    gflops = totals.pop("sd_gflops", 0)
+    if dense:  # weighed by its own denominator, the mean over batches is the corpus's share
+        metrics.log_scalar("sd_flops_corpus", float(gflops) / float(dense), float(dense), round=4)
     for key, total in sorted(totals.items()):
         if key in ("sd_examples", "sd_batches", "sd_sampled", "sd_dense", "sd_policy_batches"):
             continue

@@ -2,6 +2,10 @@
 
 How the quality's gradient is estimated: :mod:`~sd_fairseq.plugin.criterions.estimators`.
 Choice: the constraint compares q with c = (dense path's q on the same batch) + tolerance, dropout off.
+Choice: FLOPs are averaged over documents, as the paper writes it, or over the corpus (``--sd-flops-average``): a
+document then weighs as much as its dense path costs, which is what time is paid for. The sums of an update are divided
+by the sum of these weights, the losses too: fairseq's batches hold equally many tokens, so that over an epoch every
+document's loss counts the same; divided by the number of examples, a short document's would count less.
 Choice: q in the constraint is measured on a path drawn from the sharpened policy (temperature 0.5 by default; 0 is
 the mode path of the paper's wording). While every p is above 0.5 the mode path is the dense path, the constraint
 sees nothing, all p fall together and cross 0.5 together; sharpened samples begin to skip before the mode does.
@@ -16,7 +20,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops, relative_flops
+from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, expected_relative_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.noise import Noise
 from sd_fairseq.decision.policy import PolicyDistribution, without_autocast
@@ -43,6 +47,8 @@ class PolicyStepSettings:
         seed: of the sampled paths.
         estimator: of the quality's gradient, see :mod:`~sd_fairseq.plugin.criterions.estimators`.
         samples: paths an example for ``leave-one-out``.
+        mean_dense_flops: of the training pairs (see :mod:`~sd_fairseq.plugin.criterions.corpus_flops`), where FLOPs are
+            averaged over the corpus; None = over the examples.
     """
 
     bound: float
@@ -55,6 +61,7 @@ class PolicyStepSettings:
     seed: int
     estimator: str = "score-function"
     samples: int = 2
+    mean_dense_flops: Optional[float] = None
 
 
 class PolicyStep(NamedTuple):
@@ -163,6 +170,7 @@ def policy_step(
         noise = Noise.for_examples(ids, salt(settings.seed, update) + 1, space)
         constrained, dense = measure_with_dropout_off(evaluator, settings.temperature, noise)
     lengths = evaluator.lengths(settings.beam)
+    weights = flops_weights(settings, space, evaluator.shape, lengths)
     policy = model.encoder.policy
     with trainable(policy) as parameters:
         distribution = policy(estimate.states)
@@ -176,10 +184,11 @@ def policy_step(
             evaluator.shape,
             lengths,
             settings,
+            weights,
         )
         flops = flat_gradient(cost, parameters)
-    violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, constrained, dense)
-    examples = torch.tensor(float(ids.numel()), device=quality.device)
+    violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, weights, constrained, dense)
+    examples = weights.sum().to(quality.device)
     sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device))
     return PolicyStep(estimate.trained, estimate.mode, constrained, dense, mode, lengths, sums)
 
@@ -192,14 +201,15 @@ def flops_objective(
     shape: ModelShape,
     lengths: Lengths,
     settings: PolicyStepSettings,
+    weights: Tensor,
 ) -> Tensor:
-    """Returns the sum over examples whose gradient is that of the relative FLOPs: exact, or a score function."""
+    """Returns the weighted sum over examples whose gradient is that of the FLOPs: exact, or a score function."""
     if settings.exact_flops_gradient:
-        return expected_relative_flops(settings.definition, shape, distribution, lengths).sum().float()
+        return (expected_relative_flops(settings.definition, shape, distribution, lengths) * weights).sum().float()
     space: DecisionSpace = distribution.space
     difference = relative_flops(settings.definition, shape, space, sampled, lengths)
     difference = difference - relative_flops(settings.definition, shape, space, mode, lengths)
-    return score_function_objective(difference.float(), log_prob)
+    return score_function_objective((difference * weights).float(), log_prob)
 
 
 def constraint_sums(
@@ -207,23 +217,31 @@ def constraint_sums(
     distribution: PolicyDistribution,
     shape: ModelShape,
     lengths: Lengths,
+    weights: Tensor,
     constrained: Optional[Quality],
     dense: Optional[Quality],
 ) -> Tuple[Tensor, Tensor]:
-    """Returns the summed violation and the number of examples it covers.
+    """Returns the summed violation and the weight of the examples it covers: their number, but for corpus FLOPs.
 
     For a FLOPs budget the violation is E[f] under the (sharpened) policy minus the budget, a closed form.
     """
-    count = lengths.source.numel()
+    measured = weights.sum()
     if settings.flops_budget is not None:
         with torch.no_grad():
             nearly_deployed = distribution.sharpened(max(settings.temperature, 0.02))
             flops = expected_relative_flops(settings.definition, shape, nearly_deployed, lengths)
-        return (flops - settings.flops_budget).sum().float(), torch.tensor(float(count))
+        return ((flops - settings.flops_budget) * weights).sum().float(), measured
     if constrained is None or dense is None:
         return torch.zeros(()), torch.zeros(())
     violation = (constrained.per_example - dense.per_example - settings.tolerance).sum()
-    return violation, torch.tensor(float(count))
+    return violation, measured
+
+
+def flops_weights(settings: PolicyStepSettings, space: DecisionSpace, shape: ModelShape, lengths: Lengths) -> Tensor:
+    """Returns what each example's relative FLOPs count for, float32 [B]: 1, or its dense path's share, 1 on average."""
+    if settings.mean_dense_flops is None:
+        return torch.ones(lengths.source.numel(), device=lengths.source.device)
+    return (dense_flops(settings.definition, shape, space, lengths) / settings.mean_dense_flops).float()
 
 
 def measure_with_dropout_off(evaluator: Evaluator, temperature: float, noise: Noise) -> Tuple[Quality, Quality]:

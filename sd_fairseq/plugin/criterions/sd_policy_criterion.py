@@ -17,6 +17,7 @@ from torch import Tensor
 from sd_fairseq.decision.noise import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.settling import Settling
+from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.distillation import Distiller
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
@@ -132,6 +133,9 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
+        if str(self.cfg.sd_flops_average) == "corpus" and self.settings.mean_dense_flops is None:
+            about = self.settings.definition, evaluator.shape, evaluator.model.space, self.settings.beam
+            self.settings = replace(self.settings, mean_dense_flops=mean_dense_flops(self.task, *about))
         quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
         temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
