@@ -5,7 +5,9 @@
 In training the violation is measured on one batch an update, and smoothed; its last values are as noisy as batches are.
 Here the policy stands still: q - c - tolerance, the mean over the examples and its 95 % interval. q is an example's
 mean token NLL on the path that the policy deploys, c the same on the dense path of the same weights, or of
-``--reference``: the model that the policy started from, where the backbone was trained after it.
+``--reference``: the model that the policy started from, where the backbone was trained after it. With
+``--reference-path deployed`` it is the path that the reference's own policy deploys, so that two trained models are
+compared on the same pairs: a policy with a static path, say (tolerance 0).
 
 Source: the constraint of section 3.3; Eq. 7's q and c.
 """
@@ -21,7 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.path_scorer import Scorer, load
+from sd_fairseq.plugin.path_scorer import Scorer, Scores, load
 from sd_fairseq.plugin.path_search import add_sample_options, interval, show
 from sd_fairseq.whole_files import write_json
 
@@ -31,16 +33,24 @@ def dense_loss(scorer: Scorer) -> Tensor:
     return scorer.score(((True,) * scorer.model.space.num_switches, 0)).loss
 
 
-def check(scorer: Scorer, reference: Scorer, tolerance: float) -> Dict[str, Any]:
-    """Compares a model's deployed paths with a dense path.
+def corpus_share(scorer: Scorer, scores: Scores) -> float:
+    """Returns all examples' FLOPs as a share of all their dense paths'."""
+    dense = scorer.dense_flops
+    return float((scores.flops * dense).sum() / dense.sum())
+
+
+def check(scorer: Scorer, reference: Scorer, tolerance: float, reference_path: str = "dense") -> Dict[str, Any]:
+    """Compares a model's deployed paths with a dense path, or with another model's deployed paths.
 
     Args:
         scorer: of the model with the policy.
         reference: of the model whose dense path is the constraint's.
         tolerance: nats a token.
+        reference_path: ``dense``, or ``deployed``: what the reference's own policy decides.
 
     Returns:
         Means over the examples; ``violation`` is an interval, positive where the constraint is broken.
+        ``flops_generation`` is the mean of the examples' shares, ``flops_corpus`` the share of all their FLOPs.
 
     Raises:
         InputError: the two were given other examples.
@@ -48,15 +58,23 @@ def check(scorer: Scorer, reference: Scorer, tolerance: float) -> Dict[str, Any]
     if not torch.equal(scorer.source_lengths, reference.source_lengths):
         raise InputError("the two checkpoints take other lengths, so other examples would be compared")
     policy, _ = scorer.score_policy()
-    dense = dense_loss(reference)
-    return {
+    found = {
         "examples": policy.loss.numel(),
         "tolerance": tolerance,
         "flops_generation": float(policy.flops.mean()),
+        "flops_corpus": corpus_share(scorer, policy),
         "nll_policy": float(policy.loss.mean()),
-        "nll_dense": float(dense.mean()),
-        "violation": interval(policy.loss - dense - tolerance),
     }
+    if reference_path == "deployed":
+        deployed, _ = reference.score_policy()
+        loss = deployed.loss
+        found["flops_generation_reference"] = float(deployed.flops.mean())
+        found["flops_corpus_reference"] = corpus_share(reference, deployed)
+        found["nll_reference"] = float(loss.mean())
+    else:
+        loss = dense_loss(reference)
+        found["nll_dense"] = float(loss.mean())
+    return {**found, "violation": interval(policy.loss - loss - tolerance)}
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -67,7 +85,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     add = parser.add_argument
     add("data", help="binarised data folder")
     add("--path", required=True, help="checkpoint of the switchable model")
-    add("--reference", help="checkpoint whose dense path is compared with (default: the same weights)")
+    add("--reference", help="checkpoint whose path is compared with (default: the same weights)")
+    text = "dense, or deployed: what the reference's own policy decides (default: %(default)s)"
+    add("--reference-path", choices=("dense", "deployed"), default="dense", help=text)
     add("--tolerance", type=float, required=True, help="nats a token, as --sd-tolerance of its training")
     add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     add("--gen-subset", default="train", help="split (default: %(default)s, which training measured)")
@@ -82,7 +102,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         reference = scorer
         if args.reference:
             reference = load(argparse.Namespace(**{**vars(args), "path": args.reference, "model_overrides": "{}"}))
-        found = check(scorer, reference, args.tolerance)
+        found = check(scorer, reference, args.tolerance, args.reference_path)
         if args.output:
             write_json(args.output, found)
     except (OSError, ValueError) as error:

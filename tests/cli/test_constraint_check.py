@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from sd_fairseq.plugin.path_scorer import load
+from sd_fairseq.plugin.path_scorer import Scores, load
 
 
 def run(*arguments):
@@ -45,6 +46,31 @@ def test_the_reference_is_the_dense_path_of_other_weights(pipeline, tmp_path):
     alone = check(pipeline, tmp_path, pipeline.base, "--examples", 0)
     assert found["nll_dense"] == alone["nll_dense"]
     assert found["nll_policy"] == check(pipeline, tmp_path, pipeline.switchable, "--examples", 0)["nll_policy"]
+
+
+def test_two_deployed_models_are_compared_and_the_other_way_round_is_the_negative(pipeline, tmp_path):
+    paths = [pipeline.switchable, pipeline.base]
+    there, back = (
+        check(pipeline, tmp_path, one, "--reference", other, "--reference-path", "deployed", tolerance=0)
+        for one, other in (paths, paths[::-1])
+    )
+    assert there["nll_policy"] == back["nll_reference"] != there["nll_reference"] == back["nll_policy"]
+    assert there["violation"]["difference"] == -back["violation"]["difference"]
+    assert there["flops_corpus"] == back["flops_corpus_reference"] != there["flops_generation"]
+    assert "nll_dense" not in there
+
+
+def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline, tmp_path):
+    """Mean shares of the short and of the long half, weighed by what each half costs."""
+    from sd_fairseq.plugin.constraint_check import corpus_share
+
+    class Halves:
+        dense_flops = torch.tensor([1.0, 1.0, 6.0])
+
+    scores = Scores(torch.zeros(3), torch.zeros(2, 3), torch.tensor([1.0, 1.0, 0.5]).double())
+    assert corpus_share(Halves(), scores) == pytest.approx(5 / 8)
+    found = check(pipeline, tmp_path, pipeline.switchable, "--model-overrides", STATIC)
+    assert 0 < found["flops_corpus"] < 1
 
 
 def test_examples_that_differ_are_not_compared(pipeline, tmp_path, capsys, monkeypatch):
