@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from sd_fairseq.evaluation.learning_results import row_order
+from sd_fairseq.evaluation.row_names import row_order
 
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
@@ -57,7 +57,7 @@ class Row:
     """One row of rows.tsv.
 
     Args:
-        name: see :data:`sd_fairseq.evaluation.learning_results.FAMILIES`.
+        name: see :data:`sd_fairseq.evaluation.row_names.FAMILIES`.
         model: options of the model; may hold :data:`PLACEHOLDERS`.
         criterion: options of the criterion, after the common ones.
         weights: row whose weights are deployed, "base" for the base's own, or "" for a row that is trained.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Sequence, Tuple
 
-from sd_fairseq.evaluation.learning_results import FAMILIES, split_row
 from sd_fairseq.evaluation.plots import load_pyplot
+from sd_fairseq.evaluation.row_names import FAMILIES, split_row
 from sd_fairseq.evaluation.understanding_table import mean
 
 MARKERS = "sovX^DP*<>phd8H1234+"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from sd_fairseq.evaluation.report import (
@@ -21,40 +20,10 @@ from sd_fairseq.evaluation.report import (
     score_examples,
 )
 from sd_fairseq.evaluation.report import signature as describe_conditions
+from sd_fairseq.evaluation.row_names import row_order, split_row
 from sd_fairseq.whole_files import write_json
 
 METRICS = ("rouge1", "rouge2", "rougeL")
-# The order of the table. A row is called after its family, or FAMILY-NUMBER.
-FAMILIES = (
-    "dense",
-    "dense-trained",
-    "dense-distilled",
-    "default",
-    "tolerance",
-    "lexicographic",
-    "barrier",
-    "budget",
-    "as-printed",
-    "fixed",
-    "random-matched",
-    "random-deployed",
-    "static",
-    "fitted",
-    "encoder-only",
-    "decoder-only",
-    "token-only",
-    "layerwise",
-    "kept-layer-norm",
-    "score-function-flops",
-    "score-function",
-    "straight-through",
-    "reinmax",
-    "samples",
-    "start-dense",
-    "distillation",
-    "joint",
-    "all-parts",
-)
 NUMBER: Tuple[type, ...] = (int, float)
 OPTIONAL: Tuple[type, ...] = (int, float, type(None))
 FIELDS: Dict[str, Tuple[type, ...]] = {
@@ -86,26 +55,6 @@ VIOLATION_UPDATES = 50
 
 class ResultError(ValueError):
     """A results file that cannot be used; the message is one line naming it."""
-
-
-def split_row(row: str) -> Tuple[str, Optional[float]]:
-    """Splits a row's name into its family and its number, if it has one.
-
-    Raises:
-        ValueError: a name of no family.
-    """
-    if row in FAMILIES:
-        return row, None
-    family, _, number = row.rpartition("-")
-    if family in FAMILIES and re.fullmatch(r"\d+(\.\d+)?", number):
-        return family, float(number)
-    raise ValueError(f"row {row!r} is none of {', '.join(FAMILIES)}, nor one of these with a number (budget-0.7)")
-
-
-def row_order(row: str) -> Tuple[int, float]:
-    """Returns the place of a row in tables."""
-    family, number = split_row(row)
-    return FAMILIES.index(family), -1.0 if number is None else number
 
 
 def measure(row: str, seed: int, system: System, dense: System, data: str) -> Dict[str, Any]:

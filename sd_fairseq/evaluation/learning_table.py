@@ -29,8 +29,8 @@ from sd_fairseq.whole_files import whole, write_text
 TABLES = ("quality", "skipped", "compared", "estimators", "fits")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 HEADER = (
-    *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)", "seconds"),
-    *("distinct paths", "updates to converge", "violation", "violation (deployed)"),
+    *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)"),
+    *("FLOPs (corpus)", "seconds", "distinct paths", "updates to converge", "violation", "violation (deployed)"),
 )
 
 
@@ -63,15 +63,22 @@ def _cells(row: GridRow, reference: GridRow) -> List[str]:
     shown: Dict[str, Callable[[float], str]] = {
         "flops_generation": "{:.3f}".format,
         "flops_paper": "{:.3f}".format,
+        "flops_corpus": "{:.3f}".format,
         "seconds": "{:.1f}".format,
         "distinct_paths": "{:.0f}".format,
         "updates_to_converge": "{:.0f}".format,
         "violation_last": "{:+.3f}".format,
     }
     for name, show in shown.items():
-        values = row.values(name)
+        values = corpus_flops(row) if name == "flops_corpus" else row.values(name)
         cells.append(show(mean(values)) if values else "-")
     return [*cells, _show_violation(row.runs)]
+
+
+def corpus_flops(row: GridRow) -> List[float]:
+    """Returns each run's FLOPs of all documents over those of all their dense paths."""
+    parts = ("gflops_per_example", "gflops_per_example_dense")
+    return [run[parts[0]] / run[parts[1]] for run in row.runs if all(run.get(part) for part in parts)]
 
 
 def _show_violation(runs: Sequence[Dict[str, Any]]) -> str:

@@ -178,11 +178,22 @@ def render(report: Dict[str, Any], names: Sequence[str]) -> str:
             low, high = system[f"{metric}_interval"]
             row.append(f"{system[metric]:.2f} [{low:.2f}, {high:.2f}]")
         row += [f"{system['flops_generation']:.3f}", f"{system['flops_paper']:.3f}"]
+        row += [f"{system['flops_corpus']:.3f}"]
         row += [f"{system['gflops_per_example']:.4f}", f"{system['seconds']:.1f}"]
         row += [f"{100 * system['skip_rates'][site]:.1f}" if site in system["skip_rates"] else "-" for site in sites]
         row += [str(system["distinct_paths"]), f"{100 * system['top_path_share']:.1f}"]
         rows.append(row + [f"{system['path_entropy']:.2f}"])
-    headers = ["system", "R-1", "R-2", "R-L", "FLOPs\ngeneration", "FLOPs\npaper", "GFLOPs\n/example", "seconds"]
+    headers = [
+        "system",
+        "R-1",
+        "R-2",
+        "R-L",
+        "FLOPs\ngeneration",
+        "FLOPs\npaper",
+        "FLOPs\ncorpus",
+        "GFLOPs\n/example",
+        "seconds",
+    ]
     headers += ["skip %\n" + site.replace("_", "\n") for site in sites] + ["distinct\npaths"]
     headers += ["top path\n%", "paths'\nentropy\n(bits)"]
     lines = [tabulate(rows, headers, disable_numparse=True), ""]

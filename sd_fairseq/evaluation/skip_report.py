@@ -27,8 +27,9 @@ class SkipReport:
         top_path_share: share of the most frequent path.
         path_entropy: in bits.
         flops_generation, flops_paper: mean over examples of the FLOPs relative to the dense path of the same example.
+        flops_corpus: FLOPs of generation of all examples over those of all their dense paths.
         gflops_per_example: mean absolute FLOPs of generation, 1e9.
-        gflops_per_example_dense: the same of the examples' dense paths; the quotient is the ratio of the sums.
+        gflops_per_example_dense: the same of the examples' dense paths.
         seconds: of the whole generation.
     """
 
@@ -41,6 +42,7 @@ class SkipReport:
     path_entropy: float
     flops_generation: float
     flops_paper: float
+    flops_corpus: float
     gflops_per_example: float
     gflops_per_example_dense: float
     seconds: float
@@ -63,6 +65,8 @@ def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
         if switchable:
             rates[site] = _mean(switchable)
     paths = Counter(record.path for record in records)
+    gflops = _mean([record.flops_generation for record in records]) / 1e9
+    gflops_dense = _mean([record.flops_generation_dense for record in records]) / 1e9
     shares = [count / len(records) for count in paths.values()]
     return SkipReport(
         examples=len(records),
@@ -74,8 +78,9 @@ def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
         path_entropy=-sum(share * math.log2(share) for share in shares) + 0.0,
         flops_generation=_mean([record.relative_flops_generation for record in records]),
         flops_paper=_mean([record.relative_flops_paper for record in records]),
-        gflops_per_example=_mean([record.flops_generation for record in records]) / 1e9,
-        gflops_per_example_dense=_mean([record.flops_generation_dense for record in records]) / 1e9,
+        flops_corpus=gflops / gflops_dense,
+        gflops_per_example=gflops,
+        gflops_per_example_dense=gflops_dense,
         seconds=sum(record.seconds for record in records),
     )
 

@@ -16,7 +16,6 @@ from sd_fairseq.evaluation.learning_results import (
     measure,
     read_results,
     read_training_log,
-    row_order,
     updates_to_converge,
     violation_last,
     write_result,
@@ -24,6 +23,7 @@ from sd_fairseq.evaluation.learning_results import (
 from sd_fairseq.evaluation.learning_table import fill, main
 from sd_fairseq.evaluation.report import System, texts
 from sd_fairseq.evaluation.rouge import document_scores
+from sd_fairseq.evaluation.row_names import row_order
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = {"encoder_attention": 0.1, "encoder_ffn": 0.2, "decoder_attention": 0.25, "decoder_ffn": 0.5, "token": 0.125}
@@ -95,11 +95,18 @@ def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, caps
     row = grid["default"]
     assert row["seeds"] == "1, 2, 3" and row["R-L"] == "30.20 (29.50-31.10)" and row["R-L - dense"] == "-0.80"
     assert row["significant loss"] == "1 of 3" and row["FLOPs"] == "0.750" and row["FLOPs (paper)"] == "0.650"
+    assert row["FLOPs (corpus)"] == "-"  # older results are without what it is made of
     assert row["updates to converge"] == "100" and row["violation"] == "-0.010" and row["distinct paths"] == "7"
     assert grid["dense"]["R-L"] == "31.00" and grid["dense"]["R-L - dense"] == ""
     assert list(skipped) == ["default"] and list(skipped["default"].values())[1:] == [
         "10.0", "20.0", "25.0", "50.0", "12.5",
     ]  # fmt: skip
+
+
+def test_flops_of_the_corpus_are_a_ratio_of_sums(tmp_path, capsys):
+    runs = [result("default", seed, gflops_per_example=g, gflops_per_example_dense=4.0) for seed, g in ((1, 3), (2, 2))]
+    write(tmp_path, result("dense", 1, 31.0, 1), *runs)
+    assert tables(show(tmp_path, capsys))[0]["default"]["FLOPs (corpus)"] == "0.625"
 
 
 def test_the_table_is_the_same_in_whatever_order_the_files_come(tmp_path, capsys):

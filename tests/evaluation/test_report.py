@@ -59,6 +59,7 @@ def test_skip_rates_of_a_known_set_equal_the_hand_count():
     assert report.flops_generation == pytest.approx((3 * 0.9 + 0.5) / 4)
     assert report.gflops_per_example == pytest.approx((3 * 900 + 500) / 4 / 1e9)
     assert report.gflops_per_example_dense == pytest.approx(1000 / 1e9)
+    assert report.flops_corpus == pytest.approx((3 * 900 + 500) / 4000)
     assert report.seconds == 2.0
     assert "decoder_cross_attention" not in report.skip_rates
 
