@@ -59,6 +59,7 @@ class ModelShape:
         encoder_ffn_dim, decoder_ffn_dim: F of each stack.
         vocabulary: V.
         policy_hidden, policy_networks: hidden units, and networks asked per example (0 = no policy is run).
+        policy_input: figures that a policy reads; 0 = as many as encoder_dim.
         head: what reads the decoder where nothing is generated; None = a generator with its LM head.
     """
 
@@ -69,6 +70,7 @@ class ModelShape:
     vocabulary: int
     policy_hidden: int = 0
     policy_networks: int = 0
+    policy_input: int = 0
     head: Optional[HeadShape] = None
 
 
@@ -135,7 +137,7 @@ def sublayer_costs(
         fixed = fixed + linear_layers_flops(read, shape.head.widths)
     if with_policy and shape.policy_networks:
         outputs = space.num_switches + len(space.token_strategies)
-        fixed = fixed + shape.policy_networks * policy_flops(enc, shape.policy_hidden, outputs)
+        fixed = fixed + shape.policy_networks * policy_flops(shape.policy_input or enc, shape.policy_hidden, outputs)
     return SublayerCosts(sites, fixed)
 
 

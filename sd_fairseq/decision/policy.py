@@ -2,6 +2,9 @@
 
 Choice: the network is Linear(C, hidden) -> LayerNorm -> ReLU -> heads; the paper says "a one-layer MLP with layer
 normalization and ReLU". All its mathematics is float32, whatever the backbone's precision.
+Choice: beside that state, or in its place, it can be given how long the source is (``--sd-policy-input``). Where FLOPs
+are counted over the corpus the length is what a decision pays by, and a mean over the tokens tells it only indirectly;
+alone it is a control: a policy that reads the text should beat one that does not.
 """
 
 from __future__ import annotations
@@ -17,6 +20,34 @@ from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.noise import Noise
+
+INPUTS = ("state", "length", "state+length")
+LENGTH_CENTRE, LENGTH_SCALE = 128.0, 4.0  # tokens; a doubling weighs as some dozens of a state's dimensions do
+
+
+def input_width(inputs: str, dim: int) -> int:
+    """Returns how many figures a policy reads: of the state (``dim``), of the length (1), or both.
+
+    Raises:
+        ValueError: none of :data:`INPUTS`.
+    """
+    if inputs not in INPUTS:
+        raise ValueError(f"policy input {inputs!r} is not one of {', '.join(INPUTS)}")
+    return dim * ("state" in inputs) + ("length" in inputs)
+
+
+def policy_input(inputs: str, state: Tensor, lengths: Tensor) -> Tensor:
+    """Builds what a policy reads, float32 [B, width].
+
+    Args:
+        inputs: one of :data:`INPUTS`.
+        state: float32 [B, C].
+        lengths: [B], source tokens with their end-of-sentence symbol.
+    """
+    if inputs == "state":
+        return state
+    length = LENGTH_SCALE * torch.log2(lengths.float() / LENGTH_CENTRE).unsqueeze(1)  # [B, 1]
+    return length if inputs == "length" else torch.cat([state, length], dim=1)
 
 
 class Float32Module(nn.Module):
@@ -102,7 +133,7 @@ class PolicyDistribution:
 
 
 class PolicyNetwork(Float32Module):
-    """Reads the masked mean of encoder layer 1's output and decides the whole path (section 3.2).
+    """Reads the masked mean of encoder layer 1's output, or what ``inputs`` says; decides the whole path (section 3.2).
 
     Args:
         input_size: C, the encoder's embedding dimension.
@@ -110,6 +141,7 @@ class PolicyNetwork(Float32Module):
         hidden_size: units of the hidden layer; 0 = C.
         initial_keep: probability that a fresh policy decides as its initial path does, in (0.5, 1).
         initial_path: mode path of a fresh policy, of one example; None = keep everything.
+        inputs: what it reads, one of :data:`INPUTS`.
     """
 
     def __init__(
@@ -119,15 +151,16 @@ class PolicyNetwork(Float32Module):
         hidden_size: int = 0,
         initial_keep: float = 0.95,
         initial_path: Optional[Decisions] = None,
+        inputs: str = "state",
     ):
         super().__init__()
         if hidden_size < 0:
             raise ValueError(f"hidden size {hidden_size} of the policy is not 0 (as the embedding) or more")
         if not 0.5 < initial_keep < 1:
             raise ValueError(f"initial keep-probability {initial_keep} is not in (0.5, 1)")
-        self.space = space
+        self.space, self.inputs = space, inputs
         self.initial_keep, self.initial_path = initial_keep, initial_path
-        self.hidden = nn.Linear(input_size, hidden_size or input_size)
+        self.hidden = nn.Linear(input_width(inputs, input_size), hidden_size or input_size)
         self.layer_norm = nn.LayerNorm(hidden_size or input_size)
         self.heads = nn.Linear(hidden_size or input_size, space.num_switches + len(space.token_strategies))
         self.reset_parameters()
@@ -152,7 +185,7 @@ class PolicyNetwork(Float32Module):
             return self.heads(torch.relu(self.layer_norm(self.hidden(state.float()))))
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
-        """Maps the detached states (one [B, C] a stage) to a distribution over paths."""
+        """Maps the detached states (one [B, width] a stage) to a distribution over paths."""
         logits = self.stage_logits(1, states[0])
         return split_logits(self.space, logits)
 
@@ -189,11 +222,12 @@ class LayerwisePolicyNetwork(Float32Module):
         hidden_size: int = 0,
         initial_keep: float = 0.95,
         initial_path: Optional[Decisions] = None,
+        inputs: str = "state",
     ):
         super().__init__()
-        self.space = space
+        self.space, self.inputs = space, inputs
         self.networks = nn.ModuleList(
-            PolicyNetwork(input_size, space, hidden_size, initial_keep, initial_path)
+            PolicyNetwork(input_size, space, hidden_size, initial_keep, initial_path, inputs)
             for _ in range(space.encoder_layers)
         )
 
@@ -218,7 +252,7 @@ class LayerwisePolicyNetwork(Float32Module):
         return self.networks[stage - 1].stage_logits(stage, state)  # type: ignore[operator]
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
-        """Maps the detached states (one [B, C] a stage) to a distribution over paths."""
+        """Maps the detached states (one [B, width] a stage) to a distribution over paths."""
         stages = self.stage_of_output()
         every = torch.stack([self.stage_logits(i + 1, state) for i, state in enumerate(states)])  # [stages, B, outputs]
         columns = [every[stage - 1, :, output] for output, stage in enumerate(stages)]

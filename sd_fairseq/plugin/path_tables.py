@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import List
 
 import numpy as np
@@ -105,6 +105,14 @@ def static_price(losses: Tensor, costs: Tensor, flops: float) -> float:
 
 
 @torch.no_grad()
+def policy_states(scorer: Scorer) -> Tensor:
+    """Returns what the model's policy reads of each example, float32 [N, width]."""
+    sources = [sample["net_input"]["src_tokens"] for sample in scorer.batches]
+    states = [scorer.model.encoder(source, path=PathRequest("dense"))["policy_states"][0] for source in sources]
+    return torch.cat(states).float().cpu()
+
+
+@torch.no_grad()
 def score_paths(scorer: Scorer, keys: List[Key], searched: int) -> ScoredPaths:
     """Scores paths on all examples.
 
@@ -114,14 +122,12 @@ def score_paths(scorer: Scorer, keys: List[Key], searched: int) -> ScoredPaths:
         searched: examples of the search that found them.
     """
     scores = [scorer.score(key) for key in tqdm(keys, desc="table", unit=" paths", disable=None)]
-    sources = [sample["net_input"]["src_tokens"] for sample in scorer.batches]
-    states = [scorer.model.encoder(source, path=PathRequest("dense"))["policy_states"][0] for source in sources]
     return ScoredPaths(
         keep=torch.tensor([key[0] for key in keys], dtype=torch.bool),
         token_choice=torch.tensor([key[1] for key in keys]),
         loss=torch.stack([one.loss for one in scores]),
         flops=torch.stack([one.flops for one in scores]),
-        states=torch.cat(states).float().cpu(),
+        states=policy_states(scorer),
         dense_loss=scorer.score(((True,) * scorer.model.space.num_switches, 0)).loss,
         dense_flops=scorer.dense_flops,
         searched=torch.tensor(searched),
@@ -140,6 +146,8 @@ def write_scored(path: str, scored: ScoredPaths) -> None:
 
 def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
     """Reads a table that was made of the same examples, in the same decision space.
+
+    What the policy reads is made again where it differs (another ``--sd-policy-input``).
 
     Args:
         path: file of :func:`write_scored`.
@@ -161,4 +169,6 @@ def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
         raise InputError(
             f"{path}: paths of {scored.keep.size(1)} switches, the model has {scorer.model.space.num_switches}"
         )
+    if scored.states.size(1) != scorer.model.encoder.policy.hidden.in_features:
+        return replace(scored, states=policy_states(scorer))
     return scored

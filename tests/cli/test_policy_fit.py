@@ -58,6 +58,20 @@ def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipe
     assert "gain_over_static" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("inputs", ["length", "state+length"])
+def test_a_policy_that_is_told_the_length_is_fitted_to_a_table_made_without(pipeline, tmp_path, inputs):
+    table = "--table", tmp_path / "table.npz"
+    fit(pipeline, tmp_path, "--flops", 0.8, *table)
+    content = table[1].read_bytes()
+    out, found = fit(
+        pipeline, tmp_path, "--flops", 0.8, *table, "--model-overrides", json.dumps({"sd_policy_input": inputs})
+    )
+    assert table[1].read_bytes() == content
+    fitted = score(pipeline, out)
+    assert fitted.model.encoder.policy.inputs == inputs
+    assert float(fitted.score_policy()[0].loss.mean()) == pytest.approx(found["nll_deployed"], abs=1e-9)
+
+
 def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, tmp_path):
     out, _ = fit(pipeline, tmp_path, "--flops", 0.8)
     trace = tmp_path / "trace.jsonl"

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 import torch
-from factories import build_model
+from factories import build_model, random_batch, undecide
 
 from sd_fairseq.decision.given_policies import RandomPolicy
 from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
@@ -51,6 +51,7 @@ def test_sharding_of_sublayers_is_refused():
         ({"sd_always_run_attention": 4}, "4 is not -1 or 1..3"),
         ({"sd_policy": "best"}, "'best'"),
         ({"sd_policy_hidden_size": -3}, "-3"),
+        ({"sd_policy_input": "words"}, "'words' is not one of state, length, state+length"),
         ({"sd_initial_keep": 0.5}, "0.5"),
         ({"sd_initial_keep": 1.0}, "1.0"),
         ({"sd_initial_path": "encoder_ffn=011"}, "in layer 1 of this model it always runs"),
@@ -87,6 +88,34 @@ def test_options_reach_the_space_and_the_policy():
     bias = model.encoder.policy.heads.bias
     torch.testing.assert_close(torch.sigmoid(bias[:2]), torch.full((2,), 0.9))
     assert model.shape.policy_hidden == 7
+
+
+@pytest.mark.parametrize("inputs,width", [("state", 32), ("length", 1), ("state+length", 33)])
+def test_the_policy_reads_what_it_is_told_to(inputs, width):
+    model = build_model(sd_policy_input=inputs)
+    assert model.encoder.policy.hidden.in_features == model.shape.policy_input == width
+    assert model.encoder.policy.hidden.out_features == 32
+    batch = random_batch([5, 12, 12])
+    (states,) = model.encoder(batch.src_tokens, batch.src_lengths)["policy_states"]
+    assert states.shape == (3, width)
+    if "length" in inputs:
+        assert states[0, -1] < states[1, -1] == states[2, -1]
+    if "state" in inputs:
+        assert states[1, 0] != states[2, 0]
+
+
+def test_a_policy_of_the_length_decides_alike_for_all_texts_of_a_length():
+    model = build_model(sd_policy_input="length")
+    undecide(model)
+    batch = random_batch([9] * 6 + [60] * 2)
+    (decisions,) = model.encoder(batch.src_tokens, batch.src_lengths)["decisions"]
+    assert decisions.index_select(torch.arange(6)).count_distinct_paths() == 1
+    assert decisions.count_distinct_paths() == 2
+
+
+def test_a_policy_of_another_input_is_refused_by_name():
+    with pytest.raises(InputError, match="--sd-policy-input"):
+        build_model(sd_policy_input="state+length").load_state_dict(build_model().state_dict())
 
 
 def test_an_initial_path_is_where_the_policy_starts():

@@ -10,7 +10,7 @@ from torch import nn
 from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
-from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
+from sd_fairseq.decision.policy import INPUTS, LayerwisePolicyNetwork, PolicyNetwork, input_width
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.fixed_path import NOTATION, parse_path, path_decisions
@@ -24,6 +24,7 @@ DEFAULTS = {
     "sd_cross_attention_apart": False,
     "sd_policy": "network",
     "sd_policy_hidden_size": 0,
+    "sd_policy_input": "state",
     "sd_initial_keep": 0.95,
     "sd_initial_path": "",
     "sd_random_keep": 0.7,
@@ -62,6 +63,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "every input) or dense (nothing is skipped)",
     )
     add("--sd-policy-hidden-size", type=int, metavar="N", help="hidden units of the policy; 0 = embedding dimension")
+    add(
+        "--sd-policy-input",
+        choices=INPUTS,
+        help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
+        "source tokens, too) or length (a control: none of the text)",
+    )
     add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
     add(
         "--sd-initial-path",
@@ -126,7 +133,8 @@ def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
         if network is None:
             raise ValueError(f"policy {args.sd_policy!r} is not one of {', '.join(POLICIES)}")
         start = initial_path(args, space)
-        return network(args.encoder_embed_dim, space, args.sd_policy_hidden_size, args.sd_initial_keep, start)
+        about = args.sd_policy_hidden_size, args.sd_initial_keep, start, args.sd_policy_input
+        return network(args.encoder_embed_dim, space, *about)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -190,4 +198,5 @@ def model_shape(args: Any, vocabulary: int, policy: Optional[nn.Module]) -> Mode
         vocabulary=vocabulary,
         policy_hidden=getattr(args, "sd_policy_hidden_size", 0) or args.encoder_embed_dim,
         policy_networks=networks,
+        policy_input=input_width(getattr(args, "sd_policy_input", "state"), args.encoder_embed_dim),
     )

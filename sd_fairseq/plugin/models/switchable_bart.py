@@ -218,7 +218,8 @@ class SwitchableBARTModel(BARTModel):
             if found is not None and found.shape != value.shape:
                 raise InputError(
                     f"checkpoint's policy has {key} of shape {tuple(found.shape)}, this decision space needs "
-                    f"{tuple(value.shape)}; give the same --sd-policy, --sd-space and --sd-token-strategies"
+                    f"{tuple(value.shape)}; give the same --sd-policy, --sd-policy-input, --sd-space and "
+                    "--sd-token-strategies"
                 )
             if found is None:
                 state_dict[prefix + key] = value.clone()

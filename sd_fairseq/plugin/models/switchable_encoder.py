@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import GivenPolicy
 from sd_fairseq.decision.noise import Noise
-from sd_fairseq.decision.policy import PolicyDistribution, split_logits
+from sd_fairseq.decision.policy import PolicyDistribution, policy_input, split_logits
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.execution.sublayers import find_kept_rows
 from sd_fairseq.execution.tokens import shorten_source
@@ -99,9 +99,9 @@ class SwitchableEncoder(TransformerEncoderBase):
             decision_log: the batch's decisions are appended to it (for the trace of a generator that hides them).
 
         Returns:
-            fairseq's dictionary of lists, plus ``decisions`` [Decisions], ``policy_states`` (list of detached [B, C]),
-            ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped), ``source_length`` [S], and of a
-            gated path ``gates`` [site -> [B, L]] and ``switch_gates`` [float32 [B, num_switches], a leaf].
+            fairseq's dictionary of lists, plus ``decisions`` [Decisions], ``policy_states`` (list of detached
+            [B, width]), ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped), ``source_length``
+            [S], and of a gated path ``gates`` [site -> [B, L]] and ``switch_gates`` [float32 [B, switches], a leaf].
         """
         padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
         has_padding = bool(padding_mask.any())
@@ -243,6 +243,7 @@ class Decider:
         if layer not in stages:
             return
         state = masked_mean(x, self.padding_mask if padding_mask is None else padding_mask)
+        state = policy_input(self.policy.inputs, state, (~self.padding_mask).sum(dim=1))  # type: ignore[union-attr, arg-type]
         self.states.append(state)
         if self.path.decisions is not None or self.path.kind == "dense":
             return
