@@ -140,13 +140,22 @@ def take_examples(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
     order = task.filter_indices_by_size(order, dataset, model.max_positions(), ignore_invalid_inputs=True)
     check_some(order, model, args)
     chosen = order[sample_evenly(len(order), args.examples)]
-    longest = max(dataset.num_tokens(place) for place in chosen)
-    if longest > args.max_tokens:
-        raise InputError(f"--max-tokens {args.max_tokens}: the longest of the pairs has {longest}")
+    check_batches(dataset, chosen, args.max_tokens)
     return [
         dataset.collater([dataset[place] for place in places])
         for places in dataset.batch_by_size(chosen, max_tokens=args.max_tokens)
     ]
+
+
+def check_batches(dataset: Any, places: Sequence[Any], max_tokens: int) -> None:
+    """Refuses pairs that are longer than a batch may be.
+
+    Raises:
+        InputError: naming the longest.
+    """
+    longest = max((dataset.num_tokens(place) for place in places), default=0)
+    if longest > max_tokens:
+        raise InputError(f"--max-tokens {max_tokens}: the longest of the pairs has {longest}")
 
 
 def check_some(pairs: Sequence[Any], model: Any, args: Any) -> None:
@@ -195,17 +204,21 @@ def all_batches(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
     """Returns all batches of a loaded split, sorted by length.
 
     Raises:
-        InputError: no pair that the model takes.
+        InputError: no pair that the model takes, or one that is longer than a batch may be.
     """
+    dataset = task.dataset(args.gen_subset)
+    order = task.filter_indices_by_size(
+        dataset.ordered_indices(), dataset, model.max_positions(), ignore_invalid_inputs=True
+    )
+    check_some(order, model, args)
+    check_batches(dataset, order, args.max_tokens)
     iterator = task.get_batch_iterator(
-        task.dataset(args.gen_subset),
+        dataset,
         max_tokens=args.max_tokens,
         max_positions=model.max_positions(),
         ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
     ).next_epoch_itr(shuffle=False)
-    batches = list(iterator)
-    check_some(batches, model, args)
-    return batches
+    return list(iterator)
 
 
 def load(args: Any) -> Scorer:

@@ -85,9 +85,10 @@ def test_examples_that_differ_are_not_compared(pipeline, tmp_path, capsys, monke
     assert "other examples would be compared" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_pair_longer_than_a_batch_is_one_line(pipeline, tmp_path, capsys):
+@pytest.mark.parametrize("sample", [("--sample", "examples"), ("--sample", "batches"), ("--every", "1")], ids=" ".join)
+def test_a_pair_longer_than_a_batch_is_one_line(pipeline, tmp_path, capsys, sample):
     options = ["--path", pipeline.switchable, "--tolerance", 0, "--max-tokens", 3, "--output", tmp_path / "check.json"]
-    assert run(pipeline.data, *options) == 1
+    assert run(pipeline.data, *options, *sample) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("sd_fairseq: error: --max-tokens 3: the longest of the pairs has ")
     assert not list(tmp_path.iterdir())
