@@ -27,6 +27,7 @@ from sd_fairseq.evaluation.understanding_table import SITES, mean, show_range
 from sd_fairseq.whole_files import whole, write_text
 
 TABLES = ("quality", "skipped", "compared", "estimators", "fits")
+BRIEF = ("row", "seeds", "R-L - dense", "significant loss", "FLOPs", "distinct paths", "violation (deployed)")
 BLOCK = re.compile(r"^<!-- learning_table ([^\n]*) -->\n(.*?)^<!-- /learning_table -->$", re.MULTILINE | re.DOTALL)
 HEADER = (
     *("row", "seeds", "R-1", "R-2", "R-L", "R-L - dense", "significant loss", "FLOPs", "FLOPs (paper)"),
@@ -43,6 +44,14 @@ def render_grid(rows: Dict[str, GridRow]) -> str:
     table = tabulate(lines, HEADER, tablefmt="github", disable_numparse=True)
     failures = [f"- {name}, seed {seed}: {why}" for name, row in rows.items() for seed, why in row.failures.items()]
     return "\n".join([table] + (["", "Failed:", "", *failures] if failures else []))
+
+
+def render_brief(rows: Dict[str, GridRow]) -> str:
+    """Renders some columns of :func:`render_grid`, without the dense row, Markdown."""
+    dense = rows.get("dense", GridRow())
+    lines = [dict(zip(HEADER, [name, *_cells(row, dense)])) for name, row in rows.items() if name != "dense"]
+    table = [[line[column] for column in BRIEF] for line in lines]
+    return tabulate(table, BRIEF, tablefmt="github", disable_numparse=True)
 
 
 def _cells(row: GridRow, reference: GridRow) -> List[str]:
@@ -179,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="ROW", help="compare every row with ROW, paired by example and seed, too")
     parser.add_argument("--noise", metavar="JSON", help="of gradient_noise: show the estimators, too")
     parser.add_argument("--fits", metavar="FOLDER", help="of reports of policy_fit: show them, too")
-    parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas (default: %(default)s)")
+    text = "which, separated by commas (default: %(default)s); brief: some columns of quality"
+    parser.add_argument("--tables", default=",".join(TABLES), help=text)
     parser.add_argument(
         "--fill", nargs="+", metavar="FILE", help="instead: put tables (and plots) where FILEs want them"
     )
@@ -193,14 +203,15 @@ def make_tables(options: argparse.Namespace) -> str:
         ResultError: results that cannot be read, do not compare, or lack what is asked for.
     """
     wanted = options.tables.split(",")
-    unknown = [name for name in wanted if name not in TABLES]
+    unknown = [name for name in wanted if name not in (*TABLES, "brief")]
     if unknown:
-        raise ResultError(f"--tables: {unknown[0]!r} is none of {', '.join(TABLES)}")
+        raise ResultError(f"--tables: {unknown[0]!r} is none of {', '.join(TABLES)}, brief")
     results = read_results(options.folder)
     check_comparable(results)
     rows = collect(results)
     makers: Dict[str, Callable[[], str]] = {
         "quality": lambda: render_grid(rows),
+        "brief": lambda: render_brief(rows),
         "skipped": lambda: render_skip_rates(rows),
         "compared": lambda: render_comparison(rows, options.against),
         "estimators": lambda: render_noise(rows, options.noise),

@@ -103,6 +103,17 @@ def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, caps
     ]  # fmt: skip
 
 
+def test_the_brief_table_holds_the_cells_of_the_whole_one(tmp_path, capsys):
+    rows = [result("dense", 1, 31.0, 1), result("default", 1), result("static", 1, 29.0), failure("joint", 1)]
+    write(tmp_path, *rows)
+    (whole, _) = tables(show(tmp_path, capsys))
+    assert main([str(tmp_path), "--tables", "brief"]) == 0
+    (brief,) = tables(capsys.readouterr().out)
+    assert set(brief) == {"default", "static", "joint"}
+    for name, cells in brief.items():
+        assert len(cells) == 7 and cells.items() <= whole[name].items()
+
+
 def test_flops_of_the_corpus_are_a_ratio_of_sums(tmp_path, capsys):
     runs = [result("default", seed, gflops_per_example=g, gflops_per_example_dense=4.0) for seed, g in ((1, 3), (2, 2))]
     write(tmp_path, result("dense", 1, 31.0, 1), *runs)
