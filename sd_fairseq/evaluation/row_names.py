@@ -22,6 +22,7 @@ FAMILIES = (
     "random-deployed",
     "static",
     "fitted",
+    "fitted-length",
     "encoder-only",
     "decoder-only",
     "token-only",
