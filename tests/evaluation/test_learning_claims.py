@@ -13,7 +13,10 @@ from sd_fairseq.evaluation.learning_rows import collect, compare_by_example, pai
 from sd_fairseq.evaluation.learning_table import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("learning", "learning_policy", "learning_mixture", "learning_mixture_full", "learning_even", "learning_h200")
+FOLDERS = (
+    *("learning", "learning_policy", "learning_even", "learning_h200"),
+    *("learning_mixture", "learning_mixture_full", "learning_mixture_corpus", "learning_mixture_policy"),
+)
 NUMBER = r"([-+]?\d+\.\d\d)"
 STATED = re.compile(NUMBER + r"\s+\[" + NUMBER + r",\s+" + NUMBER + r"\](?!\s+nats)")
 
@@ -47,11 +50,13 @@ def reported():
 
 
 def gains():
-    """Gains in nats with intervals that policy_fit reported."""
+    """Gains in nats with intervals that policy_fit reported, or constraint_check of two trained models."""
     for path in sorted((ROOT / "results" / "learning_fit").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         yield from (report[name] for name in ("gain_over_static", "gain_of_length_ranges"))
         yield report["held_out"]["gain_over_static"]
+    for path in sorted((ROOT / "results" / "learning_mixture_deployed").glob("*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))["violation"]
 
 
 def is_one_of(claim, tests, tolerance):
