@@ -90,6 +90,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     add("--reference-path", choices=("dense", "deployed"), default="dense", help=text)
     add("--tolerance", type=float, required=True, help="nats a token, as --sd-tolerance of its training")
     add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
+    add("--reference-overrides", default="{}", help="the same of --reference")
     add("--gen-subset", default="train", help="split (default: %(default)s, which training measured)")
     add_sample_options(parser, 2000)
     add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
@@ -101,7 +102,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         scorer = load(args)
         reference = scorer
         if args.reference:
-            reference = load(argparse.Namespace(**{**vars(args), "path": args.reference, "model_overrides": "{}"}))
+            changes = {"path": args.reference, "model_overrides": args.reference_overrides}
+            reference = load(argparse.Namespace(**{**vars(args), **changes}))
         found = check(scorer, reference, args.tolerance, args.reference_path)
         if args.output:
             write_json(args.output, found)

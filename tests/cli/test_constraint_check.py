@@ -60,6 +60,14 @@ def test_two_deployed_models_are_compared_and_the_other_way_round_is_the_negativ
     assert "nll_dense" not in there
 
 
+def test_the_reference_may_be_another_path_of_the_same_weights(pipeline, tmp_path):
+    options = ["--reference", pipeline.switchable, "--reference-path", "deployed", "--reference-overrides", STATIC]
+    found = check(pipeline, tmp_path, pipeline.switchable, *options, tolerance=0)
+    alone = check(pipeline, tmp_path, pipeline.switchable, "--model-overrides", STATIC)
+    assert found["nll_reference"] == alone["nll_policy"] != found["nll_policy"]
+    assert found["flops_corpus_reference"] == alone["flops_corpus"]
+
+
 def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline, tmp_path):
     """Mean shares of the short and of the long half, weighed by what each half costs."""
     from sd_fairseq.plugin.constraint_check import corpus_share
