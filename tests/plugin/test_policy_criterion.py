@@ -71,6 +71,18 @@ def test_a_settled_policy_measures_its_budget_on_the_deployed_path():
         assert (abs(float(training.model.policy_learner.violation) - (deployed - 0.6)) < 2e-3) == alike
 
 
+@pytest.mark.parametrize("mode,expected", [("budget", 0.0), ("constrained", 0.9), ("as-printed", 0.9)])
+def test_only_a_budget_is_measured_without_a_look_back(mode, expected):
+    """E[FLOPs] is a closed form; a loss is as noisy as its batch."""
+    found = []
+    for options in ({}, {"sd_violation_smoothing": expected}, {"sd_violation_smoothing": 0.5}):
+        training = build_training(sd_mode=mode, sd_flops_budget=0.3, sd_constraint_interval=1, **options)
+        for update in range(3):
+            training.update(build_samples(), update)
+        found.append(float(training.model.policy_learner.violation))
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_settling_policy_takes_smaller_steps_and_stops():
     steps = []
     for update in (10, 75, 99):

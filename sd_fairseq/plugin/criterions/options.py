@@ -42,7 +42,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         0.5, "temperature of the policy that the constraint is measured on; 0 = its mode path"
     )
     sd_constraint_interval: int = option(4, "updates between two measurements of the constraint")
-    sd_violation_smoothing: float = option(0.9, "decay of the violation's moving average, in [0, 1)")
+    sd_violation_smoothing: Optional[float] = option(
+        None,
+        "decay of the violation's moving average, in [0, 1) (default: 0.9; in --sd-mode budget 0: its violation is a "
+        "closed form with little noise, and looking back makes FLOPs swing about the budget)",
+    )
     sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
         "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
     )
@@ -103,6 +107,13 @@ def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
         raise InputError(str(error)) from error
 
 
+def violation_smoothing(cfg: SDPolicyCriterionConfig) -> float:
+    """Returns the decay of the violation's moving average: the option, or the mode's own."""
+    if cfg.sd_violation_smoothing is not None:
+        return cfg.sd_violation_smoothing
+    return 0.0 if str(cfg.sd_mode) == "budget" else 0.9
+
+
 def check_options(cfg: SDPolicyCriterionConfig) -> None:
     """Refuses options out of their range.
 
@@ -115,7 +126,7 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
         ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
         ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
-        ("sd_violation_smoothing", 0 <= cfg.sd_violation_smoothing < 1, "in [0, 1)"),
+        ("sd_violation_smoothing", 0 <= violation_smoothing(cfg) < 1, "in [0, 1)"),
         ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
         ("sd_samples", cfg.sd_samples >= 2, "2 or more"),
         ("sd_distillation", 0 <= cfg.sd_distillation < 1, "in [0, 1)"),

@@ -20,7 +20,12 @@ from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.distillation import Distiller
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
-from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig, check_options, multiplier_rule
+from sd_fairseq.plugin.criterions.options import (
+    SDPolicyCriterionConfig,
+    check_options,
+    multiplier_rule,
+    violation_smoothing,
+)
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
 from sd_fairseq.plugin.criterions.policy_step import (
     Evaluator,
@@ -228,7 +233,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         if float(sums.examples) > 0:
             cfg = self.cfg
             learning_rate = cfg.sd_policy_lr * self.settling.learning_rate_factor(self.update)
-            learner.update(parameters, sums, self.rule, learning_rate, cfg.sd_violation_smoothing)
+            learner.update(parameters, sums, self.rule, learning_rate, violation_smoothing(cfg))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
