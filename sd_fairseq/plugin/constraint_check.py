@@ -99,6 +99,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     add("--output", help="JSON file to write")
     args = parser.parse_args(argv)
     try:
+        if not args.reference and (args.reference_path == "deployed" or args.reference_overrides != "{}"):
+            raise InputError("--reference-path deployed and --reference-overrides need --reference, found none")
         scorer = load(args)
         reference = scorer
         if args.reference:

@@ -68,6 +68,12 @@ def test_the_reference_may_be_another_path_of_the_same_weights(pipeline, tmp_pat
     assert found["flops_corpus_reference"] == alone["flops_corpus"]
 
 
+@pytest.mark.parametrize("option", [("--reference-path", "deployed"), ("--reference-overrides", STATIC)])
+def test_a_reference_that_is_not_named_is_one_line(pipeline, tmp_path, capsys, option):
+    assert run(pipeline.data, "--path", pipeline.switchable, "--tolerance", 0, *option) == 1
+    assert "need --reference, found none" in capsys.readouterr().err
+
+
 def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline, tmp_path):
     """Mean shares of the short and of the long half, weighed by what each half costs."""
     from sd_fairseq.plugin.constraint_check import corpus_share

@@ -106,8 +106,7 @@ class SwitchableEncoder(TransformerEncoderBase):
         padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
         has_padding = bool(padding_mask.any())
         x, encoder_embedding = self.forward_embedding(src_tokens, token_embeddings)
-        if has_padding:
-            x = x * (1 - padding_mask.unsqueeze(-1).type_as(x))
+        x = x * (1 - padding_mask.unsqueeze(-1).type_as(x)) if has_padding else x
         x = x.transpose(0, 1)  # [S, B, C]
         states = [x] if return_all_hiddens else []
         x = self.layers[0](x, encoder_padding_mask=padding_mask if has_padding else None)
