@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence, Tuple
 
 from sd_fairseq.evaluation.plots import load_pyplot
-from sd_fairseq.evaluation.row_names import FAMILIES, split_row
+from sd_fairseq.evaluation.row_names import split_row
 from sd_fairseq.evaluation.understanding_table import mean
 
-MARKERS = "sovX^DP*<>phd8H1234+"
+MARKERS = "sovX^DP*<>phd8H1234"
+COLORS = 10  # of the map "tab10"; with 19 markers no two of 190 families look alike
 Runs = Sequence[Dict[str, Any]]
 Interval = Tuple[float, float]
 
@@ -26,11 +27,11 @@ def draw_grid(rows: Dict[str, Runs], intervals: Dict[str, Interval], path: str) 
     """
     plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(8.6, 5.2))
-    colors = plt.get_cmap("tab20")
+    colors = plt.get_cmap("tab10")
     axes.axhline(0, color="#7f7f7f", linestyle="--", linewidth=1)
-    for family, members in group_families(rows).items():
-        index = FAMILIES.index(family)
-        look = {"marker": MARKERS[index % len(MARKERS)], "color": colors(index % 20)}
+    for place, (family, members) in enumerate(group_families(rows).items()):
+        marker, color = choose_look(place)
+        look = {"marker": marker, "color": colors(color)}
         runs = [run for name in members for run in rows[name]]
         axes.plot(*_points(runs), linestyle="none", markersize=3.5, alpha=0.55, **look)
         means = [[mean(values) for values in _points(rows[name])] for name in members]
@@ -47,6 +48,11 @@ def draw_grid(rows: Dict[str, Runs], intervals: Dict[str, Interval], path: str) 
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=150, bbox_inches="tight", format="png")
     plt.close(figure)
+
+
+def choose_look(place: int) -> Tuple[str, int]:
+    """Returns the marker and the number of the colour of the family that is drawn in this place, from 0 on."""
+    return MARKERS[place % len(MARKERS)], place % COLORS
 
 
 def group_families(rows: Dict[str, Runs]) -> Dict[str, List[str]]:

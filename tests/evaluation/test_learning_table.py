@@ -11,6 +11,7 @@ import pytest
 from traces import make_record, make_texts, spoil
 
 from sd_fairseq.evaluation.generation_output import GenerationOutput
+from sd_fairseq.evaluation.learning_plots import choose_look
 from sd_fairseq.evaluation.learning_results import (
     ResultError,
     measure,
@@ -23,7 +24,7 @@ from sd_fairseq.evaluation.learning_results import (
 from sd_fairseq.evaluation.learning_table import fill, main
 from sd_fairseq.evaluation.report import System, texts
 from sd_fairseq.evaluation.rouge import document_scores
-from sd_fairseq.evaluation.row_names import row_order
+from sd_fairseq.evaluation.row_names import FAMILIES, row_order
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = {"encoder_attention": 0.1, "encoder_ffn": 0.2, "decoder_attention": 0.25, "decoder_ffn": 0.5, "token": 0.125}
@@ -483,3 +484,8 @@ def test_the_tables_in_the_documents_are_those_of_the_results(path, monkeypatch,
     monkeypatch.chdir(ROOT)
     text = re.sub(r" --plot \S+", "", path.read_text())
     assert fill(text, path.name) == text
+
+
+def test_no_two_families_look_alike_in_the_picture():
+    looks = [choose_look(place) for place in range(len(FAMILIES))]
+    assert len(set(looks)) == len(FAMILIES)
