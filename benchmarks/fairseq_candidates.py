@@ -5,8 +5,9 @@ hashes what its model holds after loading, under fairseq's names and in the prec
 """
 
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
+import accelerator
 import measure
 import torch
 import weights
@@ -19,8 +20,8 @@ from sd_fairseq.plugin.generation.fast_model import FastModel
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
-NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORT = 4  # target tokens of the untimed run before each timed one
 
 
@@ -64,7 +65,7 @@ class Search:
     """fairseq's beam search over one of the models.
 
     Args:
-        request: ``threads``, ``precision``, ``size``, ``weights``.
+        request: ``threads``, ``precision``, ``size``, ``weights``, ``device``.
     """
 
     arch = ""
@@ -74,9 +75,10 @@ class Search:
         torch.set_num_threads(request["threads"])
         self.request, self.dictionary = request, measure.build_dictionary()
         self.model = load_model(self.arch, request, **self.options)
-        kind = "bf16" if request["precision"] == "bf16" else "fp32"  # 8-bit weights are made from float32
+        kind = request["precision"] if request["precision"] in DTYPES else "fp32"  # what 8-bit weights are made from
         self.ensemble = self.build_ensemble()
         self.facts = {"checksum": checksum(dict(self.model.state_dict()), DTYPES[kind]), "kind": kind}
+        self.model.to(request["device"])
 
     def build_ensemble(self) -> Any:
         """Returns what the generator drives."""
@@ -88,8 +90,8 @@ class Search:
         Args:
             batch: ``tokens`` [B, S], ``target`` tokens to generate, ``beam``.
         """
-        tokens = torch.tensor(batch["tokens"])
-        lengths = torch.full((tokens.size(0),), tokens.size(1))
+        tokens = torch.tensor(batch["tokens"], device=self.request["device"])
+        lengths = torch.full((tokens.size(0),), tokens.size(1), device=tokens.device)
         self.batch = batch
         self.net_input: Dict[str, Any] = {"src_tokens": tokens, "src_lengths": lengths}
         self.generator, self.short = self._generator(batch["target"]), self._generator(SHORT)
@@ -109,7 +111,13 @@ class Search:
 
     def run(self) -> Any:
         """Generates."""
-        return self.generator.generate([self.model], {"net_input": dict(self.net_input)})
+        found = self.generator.generate([self.model], {"net_input": dict(self.net_input)})
+        accelerator.synchronize()
+        return found
+
+    def peak_memory(self) -> Optional[float]:
+        """The accelerator's peak memory in GB, where the model is on one."""
+        return accelerator.peak_memory(self.request["device"])
 
     def result(self, found: Any) -> List[List[int]]:
         """The best hypothesis of every sentence, without its end."""
@@ -131,8 +139,8 @@ class Ours(Search):
         super().prepare(batch)
         space, size = self.model.space, len(batch["tokens"])
         decisions = measure.decisions_at(space, size, **self.request["rates"])
-        self.net_input["path"] = PathRequest(decisions=decisions)
-        lengths = Lengths(self.net_input["src_lengths"], torch.full((size,), batch["target"]), batch["beam"])
+        self.net_input["path"] = PathRequest(decisions=decisions.to(self.net_input["src_tokens"].device))
+        lengths = Lengths(self.net_input["src_lengths"].cpu(), torch.full((size,), batch["target"]), batch["beam"])
         ratio = relative_flops("generation", self.model.shape, space, decisions, lengths).mean()
         return {"flops_ratio": round(float(ratio), 4)}
 

@@ -7,6 +7,7 @@ CTranslate2 are measured where they are installed.
 
     python benchmarks/generation.py                          batch 1, source 800, target 64, beam 4
     python benchmarks/generation.py --batch-sizes 1,4,16 --source-lengths 128,512,1024 --peers fairseq
+    python benchmarks/generation.py --device cuda --precisions fp16 --batch-sizes 1,16,64      on a GPU
 """
 
 import argparse
@@ -26,8 +27,10 @@ DENSE = {"attention": 0.0, "ffn": 0.0, "token": 0.0}
 GROUPS = {
     "fp32": ["fairseq fp32", "transformers fp32", "ctranslate2 fp32"],
     "bf16": ["fairseq bf16", "transformers bf16", "ctranslate2 int8"],
+    "fp16": ["fairseq fp16", "transformers fp16"],
     "int8": ["fairseq fp32", "ctranslate2 int8"],
 }
+ON_CPU = ("ctranslate2",)  # what is not measured on a GPU
 
 
 class Bench:
@@ -41,6 +44,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: str):
         self.args, self.folder, self.peer_names = args, folder, args.peers.split(",")
         self.common = {"size": args.size, "threads": args.threads, "weights": os.path.join(folder, "model.pt")}
+        self.common["device"] = args.device
         self.converted: Dict[str, Dict[str, Any]] = {}
         with turns.Workers() as workers:
             workers.start("weights")
@@ -63,7 +67,7 @@ class Bench:
 
     def is_wanted(self, software: str) -> bool:
         """Tells whether a peer is to be measured and can be."""
-        if software not in self.peer_names:
+        if software not in self.peer_names or (software in ON_CPU and self.args.device != "cpu"):
             return False
         if importlib.util.find_spec(software) is None:
             print(f"{software}: left out: it is not installed", file=sys.stderr)
@@ -126,7 +130,7 @@ def compare(workers: turns.Workers, bench: Bench, precision: str, batch: int, so
     for name in (ours, skipping):
         if name not in answers:
             raise SystemExit(f"{name} failed: there is nothing to compare")
-    common = {**shape, "size": args.size, "idle_cpu_share": turns.idle_share(answers)}
+    common = {**shape, "size": args.size, "idle_cpu_share": turns.idle_share(answers), "device": args.device}
     paper = {"flops_ratio": facts[skipping]["flops_ratio"], **common}
     rows = [row_of(f"paper-rates-{precision}-vs-ours-dense", skipping, ours, answers, paper)]
     for name in [one for one in GROUPS[precision] if one in answers]:
@@ -165,6 +169,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="transformers,ctranslate2", help="beside fairseq; left out where not installed"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)  # for the record: this process computes nothing
     turns.end_workers_on_termination()

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional
 
+import accelerator
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -115,19 +116,13 @@ def take_turns(candidates: Dict[str, Callable[[], Any]], rounds: int) -> Dict[st
     seconds: Dict[str, List[float]] = {name: [] for name in candidates}
     for turn in range(1 + rounds):
         for name, run in candidates.items():
-            synchronize()
+            accelerator.synchronize()
             started = time.perf_counter()
             run()
-            synchronize()
+            accelerator.synchronize()
             if turn > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
-
-
-def synchronize() -> None:
-    """Waits for the accelerator, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def row(case: str, ours: List[float], peer: str, peers: List[float], **more: Any) -> Dict[str, Any]:
@@ -143,13 +138,13 @@ def row(case: str, ours: List[float], peer: str, peers: List[float], **more: Any
         "rounds": len(ours),
         **more,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions(more.get("device", "cpu")),
     }
 
 
-def versions() -> Dict[str, str]:
-    """Versions of everything that has a part in a time, and the processor."""
-    found = {"python": platform.python_version(), "sd_fairseq": sd_fairseq.__version__, "processor": processor()}
+def versions(device: str = "cpu") -> Dict[str, str]:
+    """Versions of everything that has a part in a time, and the processor that took it."""
+    found = {"python": platform.python_version(), "sd_fairseq": sd_fairseq.__version__, "processor": processor(device)}
     for name in DISTRIBUTIONS:
         try:
             found[name] = version(name)
@@ -158,10 +153,11 @@ def versions() -> Dict[str, str]:
     return found
 
 
-def processor() -> str:
+def processor(device: str = "cpu") -> str:
     """The processor's or accelerator's name."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+    on_accelerator = accelerator.name(device)
+    if on_accelerator is not None:
+        return on_accelerator
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -6,7 +6,7 @@ it out of its own environment. Nothing in BART needs it.
 """
 
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 SHORT = 4  # target tokens of the untimed run before each timed one
 SPECIAL = {"<s>": 0, "<blank>": 1, "<pad>": 1, "</s>": 2, "<unk>": 3}  # CTranslate2 renames the padding
@@ -17,7 +17,7 @@ class Transformers:
     """Hugging Face transformers.
 
     Args:
-        request: ``threads``, ``precision`` fp32 or bf16, ``weights`` = fairseq's checkpoint.
+        request: ``threads``, ``precision`` fp32, bf16 or fp16, ``weights`` = fairseq's checkpoint, ``device``.
     """
 
     def __init__(self, request: Dict[str, Any]):
@@ -29,14 +29,17 @@ class Transformers:
         kind = request["precision"]
         self.model = BartForConditionalGeneration(bart_config(checkpoint["args"], checkpoint["model"]))
         self.model.load_state_dict(to_transformers(checkpoint["model"]), strict=True)
-        self.model = self.model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[kind]).eval()
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        self.model = self.model.to(dtypes[kind]).eval()
         self.facts = {"checksum": transformers_checksum(self.model, checkpoint["model"]), "kind": kind}
+        self.device = request["device"]
+        self.model.to(self.device)
 
     def prepare(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Takes a batch: ``tokens`` [B, S], ``target`` tokens to generate, ``beam``."""
         import torch
 
-        self.batch, self.tokens = batch, torch.tensor(batch["tokens"])
+        self.batch, self.tokens = batch, torch.tensor(batch["tokens"], device=self.device)
         self.mask = torch.ones_like(self.tokens)
         return {}
 
@@ -46,7 +49,17 @@ class Transformers:
 
     def run(self) -> Any:
         """Generates."""
-        return self._generate(self.batch["target"])
+        import accelerator
+
+        found = self._generate(self.batch["target"])
+        accelerator.synchronize()
+        return found
+
+    def peak_memory(self) -> Optional[float]:
+        """The accelerator's peak memory in GB, where the model is on one."""
+        import accelerator
+
+        return accelerator.peak_memory(self.device)
 
     def _generate(self, target: int) -> Any:
         return self.model.generate(

@@ -13,6 +13,7 @@ import resource
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List
 
+import accelerator
 import measure
 import torch
 import turns
@@ -115,18 +116,19 @@ class Training:
     def warm_up(self) -> None:
         """One update, which also makes Adam's state."""
         self.update()
-        measure.synchronize()
+        accelerator.synchronize()
 
     def run(self) -> None:
         """As many updates as the constraint's longest period, so that turns are alike."""
         for _ in range(UPDATES):
             self.update()
-        measure.synchronize()
+        accelerator.synchronize()
 
     def result(self, _: Any) -> Dict[str, float]:
         """Peak memory of the updates so far, in GB."""
-        if self.args.device == "cuda":
-            return {"peak_gb": round(torch.cuda.max_memory_allocated() / 2**30, 4)}
+        on_accelerator = accelerator.peak_memory(self.args.device)
+        if on_accelerator is not None:
+            return {"peak_gb": on_accelerator}
         whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # loading included, where that is all we get
         return {"peak_gb": worker.peak_memory() or round(whole, 4)}
 
@@ -164,6 +166,7 @@ def main() -> None:
     answers = take_turns(args)
     shape = {"size": args.size, "batch": args.batch_size, "source": args.source_length, "target": args.target_length}
     shape.update(constraint_interval=args.constraint_interval, idle_cpu_share=turns.idle_share(answers))
+    shape.update(device=args.device)
     ours, dense = ([one / UPDATES for one in turns.seconds_of(answers[kind])] for kind in ("ours", "dense"))
     rows = [measure.row("training-step-time", ours, "fairseq bart", dense, **shape)]
     ours, dense = ([max(one["result"]["peak_gb"] for one in answers[kind])] for kind in ("ours", "dense"))

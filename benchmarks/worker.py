@@ -58,7 +58,8 @@ class Server:
         started = time.perf_counter()  # of the machine, so that the turns of processes can be put in order
         found = self.candidate.run()
         ended = time.perf_counter()
-        memory = peak_memory() if self.watches_memory else None
+        on_accelerator = self.candidate.peak_memory() if hasattr(self.candidate, "peak_memory") else None
+        memory = on_accelerator or (peak_memory() if self.watches_memory else None)
         return {"started": started, "ended": ended, "memory_gb": memory, "result": self.candidate.result(found)}
 
 

@@ -36,6 +36,8 @@ FAMILIES = (
     "start-dense",
     "distillation",
     "joint",
+    "joint-tolerance",
+    "joint-budget",
     "all-parts",
 )
 
