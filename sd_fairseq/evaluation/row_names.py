@@ -36,7 +36,6 @@ FAMILIES = (
     "start-dense",
     "distillation",
     "joint",
-    "joint-tolerance",
     "joint-budget",
     "all-parts",
 )
