@@ -143,6 +143,27 @@ def test_a_row_that_cannot_be_made_is_named(tools, tmp_path, line, message):
     assert str(caught.value).startswith(f"{table}:3: ") and message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["dense\t\t\tbase", "barrier"], None),
+        (["default", "barrier"], "no row 'dense'"),
+        (
+            ["dense\t\t\tbase", "static\t--sd-static-path {static-path}"],
+            "FLOPs of 'default', which is no trained row above",
+        ),
+    ],
+)
+def test_a_table_needs_the_rows_that_others_are_compared_and_matched_with(tools, tmp_path, lines, message):
+    table = tmp_path / "rows.tsv"
+    table.write_text("\n".join(lines))
+    if message is None:
+        assert list(tools["recipe"].read_rows(str(table))) == [line.split("\t")[0] for line in lines]
+        return
+    with pytest.raises(tools["recipe"].RecipeError, match=message):
+        tools["recipe"].read_rows(str(table))
+
+
 def forked(words, log, output, updates, cwd, env):
     """Runs ``python -m MODULE ...`` as :func:`steps.run_command`, in a fork of this process, which has torch loaded."""
     del updates
