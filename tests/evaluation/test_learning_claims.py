@@ -15,6 +15,7 @@ from sd_fairseq.evaluation.learning_table import BLOCK
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
     *("learning", "learning_policy", "learning_even", "learning_h200", "learning_again", "learning_budget"),
+    *("learning_look_back", "learning_look_back_policy", "learning_late_freeze"),
     *("learning_mixture", "learning_mixture_full", "learning_mixture_corpus", "learning_mixture_policy"),
 )
 NUMBER = r"([-+]?\d+\.\d\d)"
