@@ -1,5 +1,6 @@
 """The benchmark of generation: same weights or nothing, peers that fail left out, all rows with both times."""
 
+import argparse
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ def test_every_size_has_its_rows_with_both_times_and_their_ratio(finished):
         assert REQUIRED - {"flops_ratio"} <= set(row)
         assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"], rel=0.05)
         assert row["spread"][0] <= row["ratio"] <= row["spread"][1] and row["rounds"] == 2
+        assert row["device"] == "cpu" and "NVIDIA" not in row["versions"]["processor"]  # named by what was timed
         assert ("flops_ratio" in row) == row["case"].startswith("paper-rates")
         if "ours_memory_gb" in row:
             assert min(row["ours_memory_gb"], row["peer_memory_gb"]) > 0.05
@@ -93,11 +95,22 @@ def test_nothing_is_left_behind(finished):
 def written(tmp_path_factory):
     """The weights' file, its checksums, and a request for a candidate that reads it."""
     path = str(tmp_path_factory.mktemp("weights") / "model.pt")
-    request = {"size": "tiny", "weights": path, "threads": 1}
+    request = {"size": "tiny", "weights": path, "threads": 1, "device": "cpu"}
     return request, fairseq_candidates.Weights(request).facts["checksums"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_needs_a_cpu_is_left_out_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: name)
+    bench = generation.Bench.__new__(generation.Bench)
+    bench.peer_names = ["transformers", "ctranslate2"]
+    wanted = {}
+    for device in ("cpu", "cuda"):
+        bench.args = argparse.Namespace(device=device)
+        wanted[device] = [name for name in bench.peer_names if bench.is_wanted(name)]
+    assert wanted == {"cpu": ["transformers", "ctranslate2"], "cuda": ["transformers"]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_all_candidates_hold_the_weights_of_the_file(written, precision):
     request, checksums = written
     for build, more in ((fairseq_candidates.Fairseq, {}), (fairseq_candidates.Ours, {"rates": generation.DENSE})):
