@@ -169,8 +169,10 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="transformers,ctranslate2", help="beside fairseq; left out where not installed"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
     torch.set_num_threads(args.threads)  # for the record: this process computes nothing
     turns.end_workers_on_termination()
     rows: List[Dict[str, Any]] = []

@@ -99,6 +99,17 @@ def written(tmp_path_factory):
     return request, fairseq_candidates.Weights(request).facts["checksums"]
 
 
+@pytest.mark.parametrize(
+    "device, message", [("gpu", "invalid choice: 'gpu'"), ("cuda", "--device cuda: torch finds no GPU")]
+)
+def test_a_device_that_is_not_there_is_one_line_before_anything_is_built(device, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["generation.py", "--device", device])
+    with pytest.raises(SystemExit) as caught:
+        generation.main()
+    assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_what_needs_a_cpu_is_left_out_on_a_gpu(monkeypatch):
     monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: name)
     bench = generation.Bench.__new__(generation.Bench)
