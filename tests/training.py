@@ -59,7 +59,7 @@ def build_task():
 
 def build_criterion(task: Any, **options: Any):
     """The policy criterion, built as the command line does it."""
-    given = {"sentence_avg": False, **options}
+    given = {"sentence_avg": False, "sd_preset": "paper", **options}
     return task.build_criterion(Namespace(criterion="sd_policy_criterion", **given))
 
 

@@ -11,8 +11,8 @@ set -euo pipefail
 task=$1 data=$2 out=$3 raw=$4 seed=${5:-1}
 case $task in
   SST-2) classes=2 tokens=1024 base_updates=1700 updates=600 lr=1e-4 ;;
-  MNLI) classes=3 tokens=1536 base_updates=1000 updates=400 lr=1e-4 ;;
-  RTE) classes=2 tokens=1536 base_updates=300 updates=300 lr=1e-4 ;;
+  MNLI) classes=3 tokens=1536 base_updates=1000 updates=600 lr=1e-4 ;;
+  RTE) classes=2 tokens=1536 base_updates=300 updates=600 lr=1e-4 ;;
   *) echo "small.sh: no recipe for $task" >&2 && exit 1 ;;
 esac
 base_updates=${BASE_UPDATES:-$base_updates} updates=${UPDATES:-$updates} python=${PYTHON:-python}
@@ -52,12 +52,13 @@ predict() { # ROW: scores the last checkpoint (never the best one on the scored 
 
 base=${BASE:-}
 if [[ -z $base ]]; then
-  train base "$base_updates" 5e-4 --sd-policy dense ${START:+--finetune-from-model "$START"}
+  # --restore-file: START is no teacher, its task is another
+  restart=(--reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
+  train base "$base_updates" 5e-4 --sd-policy dense ${START:+--restore-file "$START" "${restart[@]}"}
   base=$out/base/checkpoint_last.pt
 fi
 train dense "$updates" "$lr" --sd-policy dense --finetune-from-model "$base"
 predict dense
-train switchable "$updates" "$lr" --finetune-from-model "$base" --sd-initial-keep 0.9 --sd-policy-lr 3e-4 \
-  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-settle-share 0 --sd-policy-freeze-update $((updates * 2 / 5))
+train switchable "$updates" "$lr" --finetune-from-model "$base"
 predict switchable
 "$python" -m sd_fairseq.evaluation.understanding_table "$out/results"

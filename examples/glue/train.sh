@@ -23,9 +23,7 @@ read -ra precision <<<"${PRECISION---fp16 --fp16-init-scale 4 --threshold-loss-s
 # --finetune-from-model starts from the checkpoint once; the same command, started again, goes on from SAVE_DIR.
 fairseq-train "$data" --user-dir sd_fairseq --finetune-from-model "$checkpoint" --save-dir "$save_dir" \
   --task switchable_sentence_prediction --num-classes "$classes" --init-token 0 --max-positions 512 \
-  --arch switchable_bart --criterion sd_policy_criterion --sd-tolerance 0.02 --sd-policy-lr 3e-4 \
-  --sd-policy-warmup-updates "$warmup" --sd-policy-freeze-update $((updates * 3 / 4)) \
-  --layernorm-embedding --share-all-embeddings --share-decoder-input-output-embed \
+  --arch switchable_bart --criterion sd_policy_criterion \
   --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 \
   --optimizer adam --adam-betas "(0.9, 0.98)" --adam-eps 1e-08 --clip-norm 0.0 \
   --lr-scheduler polynomial_decay --lr "$lr" --total-num-update "$updates" --max-update "$updates" \

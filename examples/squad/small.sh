@@ -8,7 +8,7 @@
 #   MAX_TOKENS, PYTHON
 set -euo pipefail
 task=$1 data=$2 out=$3 dev=$4 seed=${5:-1}
-cloze_updates=${CLOZE_UPDATES:-900} base_updates=${BASE_UPDATES:-450} updates=${UPDATES:-300}
+cloze_updates=${CLOZE_UPDATES:-900} base_updates=${BASE_UPDATES:-450} updates=${UPDATES:-600}
 tokens=${MAX_TOKENS:-3072} python=${PYTHON:-python}
 package=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/sd_fairseq
 mkdir -p "$out"
@@ -51,12 +51,13 @@ predict() { # ROW: answers with the last checkpoint (never the best one on the s
 base=${BASE:-}
 if [[ -z $base ]]; then
   train cloze "$cloze_updates" 1e-3 --sd-policy dense --train-subset cloze
-  train base "$base_updates" 5e-4 --sd-policy dense --finetune-from-model "$out/cloze/checkpoint_last.pt"
+  # --restore-file: cloze questions are no teacher
+  train base "$base_updates" 5e-4 --sd-policy dense --restore-file "$out/cloze/checkpoint_last.pt" \
+    --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler
   base=$out/base/checkpoint_last.pt
 fi
 train dense "$updates" 2e-4 --sd-policy dense --finetune-from-model "$base"
 predict dense
-train switchable "$updates" 2e-4 --finetune-from-model "$base" --sd-initial-keep 0.9 --sd-policy-lr 3e-4 \
-  --sd-tolerance 0.02 --sd-constraint-interval 2 --sd-settle-share 0 --sd-policy-freeze-update $((updates * 3 / 5))
+train switchable "$updates" 2e-4 --finetune-from-model "$base"
 predict switchable
 "$python" -m sd_fairseq.evaluation.understanding_table "$out/results"

@@ -23,9 +23,7 @@ read -ra precision <<<"${PRECISION---fp16}"
 # --finetune-from-model starts from the checkpoint once; the same command, started again, goes on from SAVE_DIR.
 fairseq-train "$data" --user-dir sd_fairseq --finetune-from-model "$checkpoint" --save-dir "$save_dir" \
   --task switchable_translation --source-lang source --target-lang target --truncate-source \
-  --arch switchable_bart --criterion sd_policy_criterion --sd-tolerance 0.02 --sd-policy-lr 3e-4 \
-  --sd-policy-warmup-updates 500 --sd-policy-freeze-update $((updates * 3 / 4)) \
-  --layernorm-embedding --share-all-embeddings --share-decoder-input-output-embed \
+  --arch switchable_bart --criterion sd_policy_criterion \
   --required-batch-size-multiple 1 --save-interval-updates 1000 --keep-interval-updates 2 \
   --label-smoothing 0.1 --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 \
   --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --clip-norm 0.1 \

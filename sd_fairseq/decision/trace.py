@@ -141,7 +141,10 @@ def write_trace(path: str, records: Sequence[TraceRecord]) -> None:
 
 
 def read_trace(path: str) -> List[TraceRecord]:
-    """Reads a trace.
+    """Reads a trace, written in whatever order; blank lines do not count.
+
+    Returns:
+        The records in the order of their ids.
 
     Raises:
         ValueError: a malformed line; names file, line number and what is wrong. Also an empty file.
@@ -150,10 +153,12 @@ def read_trace(path: str) -> List[TraceRecord]:
     records = []
     with open(path, "rb") as lines:  # decoded line by line, so that bytes which are no text are named by line too
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 records.append(from_json_line(line.decode("utf-8")))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     if not records:
         raise ValueError(f"{path}: holds no records")
-    return records
+    return sorted(records, key=lambda record: record.id)

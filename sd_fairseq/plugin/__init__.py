@@ -2,12 +2,15 @@
 
 import sys
 
-from sd_fairseq.plugin.compatibility import prepare_environment
+from sd_fairseq.plugin.compatibility import prepare_environment, quieten_foreign_warnings
 from sd_fairseq.plugin.errors import install_one_line_errors
 from sd_fairseq.plugin.preflight import check_command_line
+from sd_fairseq.plugin.short_log import install as install_short_log
 
 install_one_line_errors()
 prepare_environment()
+quieten_foreign_warnings()
+install_short_log()
 check_command_line(sys.argv)
 
 import sd_fairseq.plugin.criterions.sd_policy_criterion  # noqa: E402, F401

@@ -8,12 +8,16 @@ import argparse
 import collections
 import importlib
 import importlib.util
+import sys
 import types
 import typing
+import warnings
 from typing import Any, List, Tuple
 
 import numpy
 import torch
+
+from sd_fairseq.plugin.errors import fairseq_command
 
 # One letter a data type, as numpy names them; "O", arbitrary objects, stays out.
 _NUMPY_KINDS = "?bhilqBHILQefdgFDGSUVMm"
@@ -36,6 +40,19 @@ def prepare_environment() -> None:
         torch.serialization.add_safe_globals(list_safe_types())
     if not hasattr(numpy, "compat"):
         numpy.compat = types.SimpleNamespace(long=int)
+
+
+def quieten_foreign_warnings() -> None:
+    """Hides what hydra, torch and fairseq say of each other at every start of a fairseq command, and no user can mend.
+
+    Nothing is hidden where the user asks for warnings (``python -W``, ``PYTHONWARNINGS``), or in another program.
+    """
+    if sys.warnoptions or fairseq_command(sys.argv[0] if sys.argv else "") is None:
+        return
+    warnings.filterwarnings("ignore", module=r"hydra\.")
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore schema")
+    warnings.filterwarnings("ignore", message=r"'pin_memory' argument is set as true but no accelerator")
+    warnings.filterwarnings("ignore", message=r"`?torch\.cuda\.amp\.", category=FutureWarning)
 
 
 def loads_weights_only() -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from typing import Any, Dict
 
 from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models.bart.model import BARTModel
 from fairseq.tasks import TASK_REGISTRY
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sd_fairseq.plugin.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.fixed_path import NOTATION
 
 DEFAULT_ARCHITECTURE = "switchable_bart"
 PREFIX = "switchable_"
+PATHS = f"learned (the checkpoint's policy), dense, random:KEEP[:SEED], or a path such as {NOTATION}"
 
 
 def obey_architecture_override(cfg: Any) -> None:
@@ -29,6 +33,51 @@ def obey_architecture_override(cfg: Any) -> None:
     wanted = getattr(cfg, "arch", None)
     if isinstance(cfg, argparse.Namespace) and str(wanted).startswith(PREFIX):
         cfg._name = wanted
+
+
+def run_plain_as_switchable(cfg: Any) -> None:
+    """Lets a loaded plain BART run as a switchable model that skips nothing, which the fast generator takes.
+
+    Args:
+        cfg: the options in the checkpoint, flat or fairseq-hydra-train's; changed in place.
+    """
+    name = str(getattr(cfg, "_name", None) or getattr(cfg, "arch", None))
+    if name.startswith(PREFIX) or ARCH_MODEL_REGISTRY.get(name) is not BARTModel:
+        return
+    with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+        cfg._name = _architecture(name)
+        cfg.arch = cfg._name
+        if getattr(cfg, "sd_policy", None) is None:
+            cfg.sd_policy = "dense"
+
+
+def take_path(cfg: Any, text: str) -> None:
+    """Lets ``--sd-path`` decide in place of the checkpoint's policy.
+
+    Args:
+        cfg: the options in the checkpoint; changed in place.
+        text: see :data:`PATHS`.
+
+    Raises:
+        InputError: none of these.
+    """
+    kind, _, rest = text.partition(":")
+    options: Dict[str, Any] = {}
+    if text == "dense":
+        options = {"sd_policy": "dense"}
+    elif kind == "random":
+        keep, _, seed = rest.partition(":")
+        try:
+            options = {"sd_policy": "random", "sd_random_keep": float(keep), "sd_random_seed": int(seed or 1)}
+        except ValueError:
+            options = {}
+    elif "=" in text:
+        options = {"sd_policy": "static", "sd_static_path": text}
+    if not options and text != "learned":
+        raise InputError(f"--sd-path {text!r}: expected {PATHS}")
+    with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+        for name, value in options.items():
+            setattr(cfg, name, value)
 
 
 def flat_options(cfg: DictConfig) -> argparse.Namespace:

@@ -2,12 +2,15 @@
 
 import argparse
 import io
+import logging
 import os
+import sys
 import zipfile
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from sd_fairseq.plugin.checkpoint_structure import take_structure
 from sd_fairseq.plugin.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.compatibility import loads_weights_only
 from sd_fairseq.plugin.errors import InputError, fairseq_command
@@ -15,7 +18,10 @@ from sd_fairseq.plugin.models.options import check_workers_agree
 from sd_fairseq.plugin.option_checks import add_options, check_options
 from sd_fairseq.plugin.precision_checks import add_options as add_precision_options
 from sd_fairseq.plugin.precision_checks import check_precision
+from sd_fairseq.plugin.presets import MODEL_VALUES, check_effects, flag, options_with_conditions
 from sd_fairseq.plugin.restart import mend_last_checkpoint
+
+logger = logging.getLogger(__name__)
 
 # fairseq's default, the only name that is looked up in --save-dir and may be absent
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"
@@ -43,15 +49,70 @@ def check_command_line(argv: Sequence[str]) -> None:
         return
     check_options(command, options)
     check_precision(command, options)
+    if command in ("generate", "interactive", "validate") and "sd_token_strategies" in typed_names(argv):
+        raise InputError("--sd-token-strategies belongs to training: a checkpoint brings its own; leave it out")
     if command == "generate":
         _check_shards(options)
     else:
         _check_workers(options)
     if command == "train":
+        if "sd_policy_criterion" in argv or "--criterion=sd_policy_criterion" in argv:
+            check_effects(typed_options(argv[1:]))
         _mend_last_checkpoint(options)
     for option, path in _find_checkpoints(command.replace("_", "-"), options):
         if "://" not in path:
             check_checkpoint(path, option)
+
+
+def prepare_training(args: Any) -> List[str]:
+    """Gives the model of a fairseq-train that is about to start from a checkpoint the checkpoint's sizes.
+
+    Args:
+        args: the model's options; changed in place. Those of fairseq-hydra-train are left as they are.
+
+    Returns:
+        The model's options that the preset is going to fill in, as ``name value``.
+
+    Raises:
+        InputError: a size on the command line that is not the checkpoint's.
+    """
+    arch = str(getattr(args, "arch", ""))
+    if not isinstance(args, argparse.Namespace) or not arch.startswith("switchable") or not is_training(sys.argv):
+        return []
+    options = _read_options(sys.argv[1:])
+    if options is not None:
+        option, path = _find_training_checkpoint(options)
+        if path is not None and os.path.isfile(path):
+            changed = take_structure(args, path, option, typed_names(sys.argv))
+            if changed:
+                sizes = ", ".join(f"{name} {getattr(args, name)}" for name in changed)
+                logger.info("as in %s: %s", path, sizes)
+    typed = typed_names(sys.argv)
+    values = MODEL_VALUES.get(getattr(args, "sd_preset", None), {})
+    taken = [(name, value) for name, value in values.items() if name not in typed and getattr(args, name) == value]
+    return [f"{name[3:].replace('_', '-')} {value}" for name, value in taken]
+
+
+def is_training(argv: Sequence[str]) -> bool:
+    """Tells whether this process is fairseq-train."""
+    return bool(argv) and fairseq_command(argv[0]) == "train"
+
+
+def typed_names(argv: Sequence[str]) -> List[str]:
+    """Lists the options of a command line, as names."""
+    return [word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")]
+
+
+def typed_options(argv: Sequence[str]) -> Dict[str, Any]:
+    """Reads the options of a command line that have conditions (see :func:`~sd_fairseq.plugin.presets.check_effects`).
+
+    Returns:
+        Name -> text; options that are not typed are not in it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in ("sd_preset", "sd_mode", "sd_policy", "sd_estimator", "sd_path", *options_with_conditions()):
+        parser.add_argument(flag(name), nargs="?")
+    return vars(parser.parse_known_args(list(argv))[0])
 
 
 def check_checkpoint(path: str, option: str) -> None:

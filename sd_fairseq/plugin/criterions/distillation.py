@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.plugin.preflight import check_checkpoint
+from sd_fairseq.plugin.presets import SELF_TEACHER
 
 
 class Distiller:
@@ -24,7 +25,7 @@ class Distiller:
 
     Args:
         weight: of the teacher, in (0, 1).
-        teacher: checkpoint of a BART, plain or switchable (run dense), or None = the model's own dense path.
+        teacher: checkpoint of a BART, plain or switchable (run dense); None or "self" = the model's own dense path.
         task: fairseq task, for the teacher's dictionaries.
 
     Raises:
@@ -33,7 +34,8 @@ class Distiller:
 
     def __init__(self, weight: float, teacher: Optional[str], task: Any):
         self.weight = weight
-        self.teacher: Optional[nn.Module] = None if teacher is None else load_teacher(teacher, task)
+        own = teacher in (None, SELF_TEACHER)
+        self.teacher: Optional[nn.Module] = None if own else load_teacher(str(teacher), task)
 
     def mix(self, evaluator: Any, output: Any, loss: Tensor) -> Tensor:
         """Returns the mixed loss, summed over the batch as ``loss`` is.

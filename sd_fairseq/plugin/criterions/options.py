@@ -11,6 +11,7 @@ from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
 from sd_fairseq.plugin.criterions.corpus_flops import FLOPS_AVERAGES
 from sd_fairseq.plugin.criterions.estimators import ESTIMATORS
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.presets import PRESETS
 
 
 def option(default: Any, help_text: str) -> Any:
@@ -22,30 +23,45 @@ def option(default: Any, help_text: str) -> Any:
 class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """Options of the criterion."""
 
-    sd_mode: ChoiceEnum(list(MODES)) = option(  # type: ignore[valid-type]
-        "constrained",
-        "how quality and FLOPs are traded: constrained (default), lexicographic, barrier, budget (give "
-        "--sd-flops-budget), as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8)",
+    sd_preset: ChoiceEnum(list(PRESETS)) = option(  # type: ignore[valid-type]
+        "recommended",
+        "values of the options marked [recommended | paper] that are not given: recommended (what held on real data; "
+        "with --sd-tolerance its values for a bounded loss, after the comma) or paper",
     )
-    sd_tolerance: float = option(0.05, "nats per token that quality may fall behind the dense path (constraint c)")
-    sd_flops_budget: float = option(0.7, "relative FLOPs that --sd-mode budget aims at, in (0, 1]")
-    sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
-    sd_alpha: float = option(20.0, "rate at which a violation is worked off (phi = alpha * violation)")
-    sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
-    sd_multiplier_floor: float = option(
-        0.3, "smallest multiplier where quality is the constraint; where FLOPs are (budget, as-printed) it is 0"
-    )
-    sd_multiplier_ceiling: float = option(20.0, "largest multiplier")
-    sd_policy_lr: float = option(2e-4, "learning rate of the policy (its own Adam; paper: gamma_t)")
-    sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
-    sd_constraint_temperature: float = option(
-        0.5, "temperature of the policy that the constraint is measured on; 0 = its mode path"
-    )
-    sd_constraint_interval: int = option(4, "updates between two measurements of the constraint")
-    sd_violation_smoothing: Optional[float] = option(
+    sd_mode: Optional[ChoiceEnum(list(MODES))] = option(  # type: ignore[valid-type]
         None,
-        "decay of the violation's moving average, in [0, 1) (default: 0.9; in --sd-mode budget 0: its violation is a "
-        "closed form with little noise, and looking back makes FLOPs swing about the budget)",
+        "how quality and FLOPs are traded: budget (FLOPs are bounded), constrained (the loss is), lexicographic, "
+        "barrier, as-printed (the paper's Eq. 7 to the letter) or fixed (Table 8) "
+        "[budget, constrained | constrained]",
+    )
+    sd_flops_budget: Optional[float] = option(
+        None, "share of the dense FLOPs that --sd-mode budget aims at, in (0, 1] [0.7 | 0.7]"
+    )
+    sd_tolerance: Optional[float] = option(
+        None, "bound the loss instead: nats per token that it may exceed the dense path's by (constraint c) [- | 0.05]"
+    )
+    sd_fixed_weight: float = option(1.0, "weight of FLOPs in --sd-mode fixed (paper: 0.2, 1.0, 1.5)")
+    sd_alpha: Optional[float] = option(
+        None, "rate at which a violation is worked off (phi = alpha * violation) [20, 5 | 20]"
+    )
+    sd_beta: float = option(1.0, "share of |grad_q|^2 in --sd-mode lexicographic and barrier")
+    sd_multiplier_floor: Optional[float] = option(
+        None,
+        "smallest multiplier where quality is the constraint; where FLOPs are (budget, as-printed) it is 0 [0.3 | 0.3]",
+    )
+    sd_multiplier_ceiling: Optional[float] = option(None, "largest multiplier [12, 3 | 20]")
+    sd_policy_lr: Optional[float] = option(
+        None, "learning rate of the policy (its own Adam; paper: gamma_t) [5e-4 | 2e-4]"
+    )
+    sd_bound: float = option(0.95, "a of p <- a p + (1 - a)(1 - p) while sampling, in (0.5, 1]")
+    sd_constraint_temperature: Optional[float] = option(
+        None, "temperature of the policy that the constraint is measured on; 0 = its mode path [0.05 | 0.5]"
+    )
+    sd_constraint_interval: Optional[int] = option(
+        None, "updates between two measurements of the constraint [4, 1 | 4]"
+    )
+    sd_violation_smoothing: Optional[float] = option(
+        None, "decay of the violation's moving average, in [0, 1); in --sd-mode budget 0 [0, 0.8 | 0.9]"
     )
     sd_flops_definition: ChoiceEnum(["generation", "paper"]) = option(  # type: ignore[valid-type]
         "generation", "FLOPs that are minimised: generation (what decoding executes) or paper (its Table 10)"
@@ -58,27 +74,33 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_score_function_flops: bool = option(
         False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
     )
-    sd_estimator: ChoiceEnum(list(ESTIMATORS)) = option(  # type: ignore[valid-type]
-        "score-function",
+    sd_estimator: Optional[ChoiceEnum(list(ESTIMATORS))] = option(  # type: ignore[valid-type]
+        None,
         "estimate of the quality's gradient: score-function (paper: baseline is the mode path), leave-one-out (of "
         "--sd-samples paths), or gates for the switches, the score function for the token strategy: straight-through "
-        "or reinmax, its second-order correction",
+        "or reinmax, its second-order correction [reinmax | score-function]",
     )
     sd_samples: int = option(4, "paths sampled an example by --sd-estimator leave-one-out")
-    sd_distillation: float = option(
-        0.0, "weight of the teacher's distribution in the backbone's loss, in [0, 1): the rest is the data's"
+    sd_distillation: Optional[float] = option(
+        None,
+        "weight of the teacher's distribution in the backbone's loss, in [0, 1): the rest is the data's [0.9 where "
+        "there is a teacher | 0]",
     )
     sd_teacher: Optional[str] = option(
-        None, "checkpoint of the dense teacher for --sd-distillation (default: the model's own dense path)"
+        None,
+        "checkpoint of the dense teacher for --sd-distillation, or self: the model's own dense path (default: the "
+        "checkpoint of --finetune-from-model)",
     )
     sd_cost_beam: int = option(4, "beam size that the FLOPs of generation are counted for")
-    sd_policy_warmup_updates: int = option(
-        0,
+    sd_policy_warmup_updates: Optional[int] = option(
+        None,
         "updates at the start in which only the policy learns; as many as --sd-policy-freeze-update: the policy first, "
-        "then the backbone on its paths",
+        "then the backbone on its paths [0, all before the freeze | 0]",
     )
-    sd_policy_freeze_update: int = option(
-        0, "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never"
+    sd_policy_freeze_update: Optional[int] = option(
+        None,
+        "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never "
+        "[a quarter of --max-update, at least 300 | 0]",
     )
     sd_settle_share: float = option(
         0.5,
@@ -107,13 +129,6 @@ def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
         raise InputError(str(error)) from error
 
 
-def violation_smoothing(cfg: SDPolicyCriterionConfig) -> float:
-    """Returns the decay of the violation's moving average: the option, or the mode's own."""
-    if cfg.sd_violation_smoothing is not None:
-        return cfg.sd_violation_smoothing
-    return 0.0 if str(cfg.sd_mode) == "budget" else 0.9
-
-
 def check_options(cfg: SDPolicyCriterionConfig) -> None:
     """Refuses options out of their range.
 
@@ -126,7 +141,7 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
         ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
         ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),
-        ("sd_violation_smoothing", 0 <= violation_smoothing(cfg) < 1, "in [0, 1)"),
+        ("sd_violation_smoothing", 0 <= (cfg.sd_violation_smoothing or 0) < 1, "in [0, 1)"),
         ("sd_policy_lr", cfg.sd_policy_lr > 0 and math.isfinite(cfg.sd_policy_lr), "positive"),
         ("sd_samples", cfg.sd_samples >= 2, "2 or more"),
         ("sd_distillation", 0 <= cfg.sd_distillation < 1, "in [0, 1)"),

@@ -61,6 +61,7 @@ def reduce_policy_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
     counts = {
         "sd_quality_sample": "sd_sampled",
         "sd_quality_dense": "sd_dense",
+        "sd_quality_dense_dropout_off": "sd_dense",
         "sd_multiplier": "sd_policy_batches",
         "sd_violation": "sd_policy_batches",
         "sd_distinct_paths": "sd_batches",

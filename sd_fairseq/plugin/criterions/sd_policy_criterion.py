@@ -24,7 +24,6 @@ from sd_fairseq.plugin.criterions.options import (
     SDPolicyCriterionConfig,
     check_options,
     multiplier_rule,
-    violation_smoothing,
 )
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
 from sd_fairseq.plugin.criterions.policy_step import (
@@ -36,6 +35,7 @@ from sd_fairseq.plugin.criterions.policy_step import (
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.presets import Run, fill_criterion
 
 
 @register_criterion("sd_policy_criterion", dataclass=SDPolicyCriterionConfig)
@@ -52,6 +52,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def __init__(self, cfg: SDPolicyCriterionConfig, task: Any):
         super().__init__(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
+        fill_criterion(cfg, getattr(task, "run_options", Run()))  # nothing is left to fill where the task has done it
         check_options(cfg)
         if not hasattr(task, "updates_policies"):
             raise InputError(
@@ -75,6 +76,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.settling = Settling(cfg.sd_policy_freeze_update, cfg.sd_settle_share)
         self.distiller = Distiller(cfg.sd_distillation, cfg.sd_teacher, task) if cfg.sd_distillation else None
         self.update = 0
+        self.learns_policy = False
         self.pending: List[PolicyGradientSums] = []
 
     @classmethod
@@ -100,6 +102,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             raise InputError(
                 f"--criterion sd_policy_criterion needs --arch switchable_bart*, found {type(model).__name__}"
             )
+        self.learns_policy = model.policy_learner is not None
         build_evaluator = getattr(self.task, "build_evaluator", Evaluator)
         evaluator = build_evaluator(model, sample, self.padding_idx, self.eps)
         evaluator.distiller = None if self.backbone_is_frozen() else self.distiller
@@ -161,7 +164,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             sd_policy_batches=1,
         )
         if step.dense is not None:
-            figures.update(sd_quality_dense=step.dense.per_example.sum(), sd_dense=step.lengths.source.numel())
+            dense = step.dense.per_example.sum()  # unlike the other two of a training, without dropout
+            figures.update(sd_quality_dense_dropout_off=dense, sd_dense=step.lengths.source.numel())
         return step.trained, figures if finite else count_nothing(figures)
 
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
@@ -233,7 +237,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         if float(sums.examples) > 0:
             cfg = self.cfg
             learning_rate = cfg.sd_policy_lr * self.settling.learning_rate_factor(self.update)
-            learner.update(parameters, sums, self.rule, learning_rate, violation_smoothing(cfg))
+            smoothing = 0.0 if cfg.sd_violation_smoothing is None else cfg.sd_violation_smoothing
+            learner.update(parameters, sums, self.rule, learning_rate, smoothing)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

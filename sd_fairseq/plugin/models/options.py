@@ -14,10 +14,10 @@ from sd_fairseq.decision.policy import INPUTS, LayerwisePolicyNetwork, PolicyNet
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.fixed_path import NOTATION, parse_path, path_decisions
+from sd_fairseq.plugin.presets import MODEL_VALUES, check_preset
 
 POLICIES = ("network", "layerwise", "random", "static", "dense")
-DEFAULTS = {
-    "sd_space": "encoder,decoder,token",
+DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_first_encoder_layer": 2,
     "sd_first_decoder_layer": 1,
     "sd_always_run_attention": -1,
@@ -25,7 +25,6 @@ DEFAULTS = {
     "sd_policy": "network",
     "sd_policy_hidden_size": 0,
     "sd_policy_input": "state",
-    "sd_initial_keep": 0.95,
     "sd_initial_path": "",
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,
@@ -40,8 +39,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--sd-space",
         metavar="PARTS",
-        help="switchable parts, comma-separated: encoder,decoder,token (default: all; "
-        "the paper's Table 7 takes one at a time)",
+        help="switchable parts, comma-separated: encoder,decoder,token (the paper's Table 7 takes one at a time) "
+        "[encoder,decoder | encoder,decoder,token]",
     )
     add("--sd-first-encoder-layer", type=int, metavar="L", help="first switchable encoder layer, from 2 (paper: 2)")
     add("--sd-first-decoder-layer", type=int, metavar="L", help="first switchable decoder layer, from 1 (paper: 1)")
@@ -69,7 +68,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
         "source tokens, too) or length (a control: none of the text)",
     )
-    add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1)")
+    add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]")
     add(
         "--sd-initial-path",
         metavar="PATH",
@@ -87,8 +86,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def fill_defaults(args: Any) -> None:
-    """Gives every option that ``args`` lacks (a plain BART checkpoint, say) its default."""
-    for name, value in DEFAULTS.items():
+    """Gives every option that ``args`` lacks (a plain BART checkpoint, say) its default, or its preset's value.
+
+    Options that name no preset are of another criterion, or older than presets: the paper's values.
+
+    Raises:
+        InputError: an unknown preset.
+    """
+    preset = getattr(args, "sd_preset", None) or "paper"
+    check_preset(preset)
+    for name, value in {**DEFAULTS, **MODEL_VALUES[preset]}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
 

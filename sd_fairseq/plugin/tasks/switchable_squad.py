@@ -86,13 +86,13 @@ class SwitchableSquadTask(SwitchableTaskMixin, FairseqTask):
         dictionary.add_symbol("<mask>")  # bart.large has a row for it
         return cls(cfg, dictionary, WindowMaker(load_tokeniser(cfg.data), dictionary, sizes))
 
-    def build_model(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model with the span head.
 
         Raises:
             InputError: a model that takes shorter inputs than the windows are, or has no room for heads.
         """
-        model = super().build_model(cfg, *args, **kwargs)
+        model = super().build_model(cfg, from_checkpoint)
         limit = min(model.max_positions())
         if self.cfg.max_positions > limit:
             raise InputError(f"--max-positions {self.cfg.max_positions}, but the model takes {limit} tokens")

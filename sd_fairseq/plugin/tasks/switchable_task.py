@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import sys
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -12,14 +14,19 @@ import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
-from sd_fairseq.plugin.conversion import obey_architecture_override
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.conversion import obey_architecture_override, run_plain_as_switchable, take_path
+from sd_fairseq.plugin.errors import InputError, fairseq_command
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.preflight import prepare_training
+from sd_fairseq.plugin.presets import PRESETS, Run, fill_criterion
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
+from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
+from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
 from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
 
 logger = logging.getLogger(__name__)
+GENERATING = ("generate", "interactive")
 
 
 class SwitchableTaskMixin:
@@ -27,19 +34,54 @@ class SwitchableTaskMixin:
 
     updates_policies = True
     policy_criterion: Optional[Any] = None
+    policy_summary: Optional[PolicySummary] = None
+    run_options = Run()
+    model_values: List[str] = []
     wrapper_checked = False
     trace_recorder: Optional[TraceRecorder] = None
 
-    def build_model(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """As fairseq's; an override of ``arch`` turns a plain BART checkpoint into a switchable model."""
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """As fairseq's; a plain BART that is loaded runs as a switchable one that skips nothing.
+
+        A training that starts from a checkpoint has its sizes (see
+        :mod:`~sd_fairseq.plugin.checkpoint_structure`).
+        """
         obey_architecture_override(cfg)
-        return super().build_model(cfg, *args, **kwargs)  # type: ignore[misc]
+        if from_checkpoint:
+            run_plain_as_switchable(cfg)
+            if getattr(self.cfg, "sd_path", None):  # type: ignore[attr-defined]
+                take_path(cfg, self.cfg.sd_path)  # type: ignore[attr-defined]
+        else:
+            self.model_values = prepare_training(cfg)
+            self.run_options = Run.of(cfg)
+        return super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Builds the criterion and remembers the one that has a policy to update."""
+        """Builds the criterion, its preset filled in, and remembers the one that has a policy to update."""
+        if getattr(cfg, "_name", getattr(cfg, "criterion", None)) == "sd_policy_criterion":
+            filled = fill_criterion(cfg, self.run_options)
+            if filled:
+                preset = getattr(cfg, "sd_preset", None) or PRESETS[0]
+                logger.info("preset %s: %s", preset, ", ".join([*self.model_values, *filled]))
         criterion = super().build_criterion(cfg, *args, **kwargs)  # type: ignore[misc]
         self.policy_criterion = criterion if hasattr(criterion, "update_policy") else None
         return criterion
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """As fairseq's; a best score of the time in which the policy learned is forgotten."""
+        super().begin_valid_epoch(epoch, model)  # type: ignore[misc]
+        criterion = self.policy_criterion
+        freeze = criterion.cfg.sd_policy_freeze_update if criterion is not None else 0
+        if freeze and getattr(model, "policy_learner", None) is not None:
+            BestScore(self.state.state_dict).before_validation(criterion.update + 1 < freeze)  # type: ignore
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """As fairseq's; the summary of the policy follows what trainings log."""
+        super().reduce_metrics(logging_outputs, criterion)  # type: ignore[misc]
+        if criterion is self.policy_criterion and getattr(criterion, "learns_policy", False) and criterion.training:
+            if self.policy_summary is None:
+                self.policy_summary = PolicySummary(criterion.cfg, self.run_options.max_update)
+            self.policy_summary.follow(criterion.update, logging_outputs)
 
     def train_step(
         self,
@@ -89,14 +131,22 @@ class SwitchableTaskMixin:
             if not kwargs.get("ignore_invalid_inputs", False):
                 check_lengths(dataset, kwargs.get("max_positions"))
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
-        if self._traces():
-            self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
+        recorder = self._recorder()
+        if recorder is not None:
             shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
-            self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards)
+            recorder.expect(dataset, iterator.frozen_batches, shard, num_shards)
         return iterator
 
-    def _traces(self) -> bool:
-        return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
+    def _recorder(self) -> Optional[TraceRecorder]:
+        """Returns who follows a generation: one that is traced, or one that a command of fairseq makes."""
+        trace = getattr(self.cfg, "sd_trace", None)  # type: ignore[attr-defined]
+        command = fairseq_command(sys.argv[0]) if sys.argv else None
+        if self.trace_recorder is None and (trace or command in GENERATING):
+            self.trace_recorder = TraceRecorder(trace)
+            self.trace_recorder.summary.interactive = command == "interactive"
+            if command in GENERATING:
+                atexit.register(self.trace_recorder.summary.report)
+        return self.trace_recorder
 
     def _train_subset(self) -> str:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
@@ -108,8 +158,11 @@ class SwitchableTaskMixin:
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
         if size > 0 and hasattr(generator, "repeat_ngram_blocker"):
             generator.repeat_ngram_blocker = NGramBlocker(size)
-        if self.trace_recorder is not None:
-            self.trace_recorder.describe_generation(args, generator)
+        recorder = self._recorder()
+        if recorder is not None:
+            recorder.describe_generation(args, generator)
+            recorder.summary.generator = "fast" if isinstance(getattr(generator, "model", None), FastModel) else "fairseq's"
+            recorder.summary.dense_wanted = getattr(getattr(models[0], "encoder", None), "policy", None) is None
         return generator
 
     def _run_fast(self, generator: Any, models: List[Any], args: Any) -> None:
@@ -122,19 +175,20 @@ class SwitchableTaskMixin:
             generator.model.set_decoder_beam_size(generator.beam_size)
         elif precision != "model":
             raise InputError(f"--sd-generation-precision {precision} needs the fast generator, found {reason}")
-        elif wanted and hasattr(models[0], "space"):
-            logger.info("fairseq's own generator is used: %s", reason)
+        elif wanted:
+            logger.warning("fairseq's own generator runs, which is slower: %s", reason)
 
     def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
-        """As fairseq's; with ``--sd-trace`` it also records decisions, lengths, FLOPs and time."""
-        if self.trace_recorder is None:
+        """As fairseq's; the recorder follows decisions, lengths, FLOPs and time."""
+        recorder = self.trace_recorder
+        if recorder is None:
             return super().inference_step(generator, models, sample, **kwargs)  # type: ignore[misc]
-        observed = self.trace_recorder.observe(models, sample)
+        observed = recorder.observe(models, sample)
         synchronize(sample)
         started = time.perf_counter()
         hypotheses = super().inference_step(generator, models, observed, **kwargs)  # type: ignore[misc]
         synchronize(sample)
-        self.trace_recorder.record(models[0], observed, hypotheses, time.perf_counter() - started)
+        recorder.record(models, observed, hypotheses, time.perf_counter() - started)
         return hypotheses
 
 
@@ -170,9 +224,10 @@ def check_lengths(dataset: Any, max_positions: Any) -> None:
         if too_long.size:
             index = int(too_long[0])
             side = "source" if name == "src" else "target"
+            helps = "--truncate-source or " if name == "src" else ""
             raise InputError(
                 f"{side} of sentence {index} has {int(sizes[index])} tokens, the model takes {int(limit)}; use "
-                f"--truncate-source or --skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
+                f"{helps}--skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
             )
 
 

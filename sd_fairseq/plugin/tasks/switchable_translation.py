@@ -1,14 +1,17 @@
 """``--task switchable_translation``: fairseq's translation task for switchable models."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import OmegaConf, open_dict
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.alignment import align_hypotheses
+from sd_fairseq.plugin.conversion import PATHS
 from sd_fairseq.plugin.diverse_search import repair_search
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
@@ -27,6 +30,10 @@ class SwitchableTranslationConfig(TranslationConfig):
             "help": "token strategies to choose from, comma-separated: keep first, then last:PERCENT and "
             f"uniform:PERCENT (default and paper: {DEFAULT_TOKEN_STRATEGIES})"
         },
+    )
+    sd_path: Optional[str] = field(
+        default=None,
+        metadata={"help": f"who decides when a checkpoint is loaded: {PATHS} (default: learned)"},
     )
     sd_trace: Optional[str] = field(
         default=None,
@@ -67,6 +74,14 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
         except ValueError as error:
             raise InputError(f"--sd-token-strategies: {error}") from error
         return super().setup_task(cfg, **kwargs)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """As the mixin's; data are read up to the positions that the model has."""
+        model = super().build_model(cfg, from_checkpoint)
+        with open_dict(self.cfg) if OmegaConf.is_config(self.cfg) else nullcontext():
+            for name, limit in zip(("max_source_positions", "max_target_positions"), model.max_positions()):
+                setattr(self.cfg, name, min(getattr(self.cfg, name), limit))
+        return model
 
     def build_generator(self, models: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
         """As the mixin's; diverse beam search gets every sentence's own penalty."""
