@@ -9,8 +9,9 @@ An option that is given wins over either; options of old checkpoints are given, 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from sd_fairseq.plugin.errors import InputError
 
@@ -93,7 +94,7 @@ class Run:
     def of(cls, options: Any) -> "Run":
         """Reads it off the options of a command or a model."""
         return cls(
-            int(getattr(options, "max_update", 0) or 0),
+            int(getattr(options, "max_update", 0) or 0) or hydra_updates(sys.argv),
             getattr(options, "finetune_from_model", None) or None,
             getattr(options, "sd_policy", None) or "network",
         )
@@ -102,6 +103,12 @@ class Run:
     def learns(self) -> bool:
         """True where there is a policy to learn."""
         return self.policy in ("network", "layerwise")
+
+
+def hydra_updates(argv: Sequence[str]) -> int:
+    """Returns the ``optimization.max_update`` on a command line of fairseq-hydra-train, or 0."""
+    found = [word.partition("=")[2] for word in argv if word.startswith("optimization.max_update=")]
+    return int(found[-1]) if found and found[-1].isdigit() else 0
 
 
 def mode_of(preset: str, given: Mapping[str, Any]) -> str:

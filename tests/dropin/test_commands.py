@@ -6,6 +6,7 @@ import pytest
 import torch
 from dropin.commands import (
     AS_SWITCHABLE,
+    FAIRSEQS,
     FRESH_START,
     SEARCH,
     assert_same_hypotheses,
@@ -93,7 +94,7 @@ def check_positions(attended, record):
 def test_with_nothing_skipped_alignments_are_barts(zoo):
     for kind in ("hard", "soft"):
         options = [*BEAM, "--print-alignment", kind]
-        expected = zoo.generate(zoo.plain, *options)
+        expected = zoo.generate(zoo.plain, *options, *FAIRSEQS)
         found = zoo.generate(zoo.plain, *options, *AS_SWITCHABLE)
         assert_same_hypotheses(found, expected)
         assert all(found[number][0].alignment == expected[number][0].alignment for number in found)
@@ -125,7 +126,7 @@ def test_shards_together_are_the_whole(zoo):
 def test_a_language_model_joins_the_search_as_with_bart(zoo):
     language_model = zoo.language_model
     options = [*BEAM, "--lm-path", language_model, "--lm-weight", "0.8"]
-    expected = zoo.generate(zoo.plain, *options)
+    expected = zoo.generate(zoo.plain, *options, *FAIRSEQS)
     assert_same_hypotheses(zoo.generate(zoo.plain, *options, *AS_SWITCHABLE), expected)
     alone = zoo.generate(zoo.plain, *BEAM)
     assert any(alone[number][0].words != expected[number][0].words for number in alone)

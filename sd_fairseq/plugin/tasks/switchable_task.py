@@ -43,12 +43,14 @@ class SwitchableTaskMixin:
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """As fairseq's; a plain BART that is loaded runs as a switchable one that skips nothing.
 
-        A training that starts from a checkpoint has its sizes (see
-        :mod:`~sd_fairseq.plugin.checkpoint_structure`).
+        The latter in fairseq-generate and fairseq-interactive, unless ``--sd-generator fairseq`` asks for fairseq's own.
+        A training that starts from a checkpoint has its sizes (see :mod:`~sd_fairseq.plugin.checkpoint_structure`).
         """
         obey_architecture_override(cfg)
         if from_checkpoint:
-            run_plain_as_switchable(cfg)
+            fast = getattr(self.cfg, "sd_generator", "fairseq") == "fast"  # type: ignore[attr-defined]
+            if fast and running_command() in GENERATING:
+                run_plain_as_switchable(cfg)
             if getattr(self.cfg, "sd_path", None):  # type: ignore[attr-defined]
                 take_path(cfg, self.cfg.sd_path)  # type: ignore[attr-defined]
         else:
@@ -140,7 +142,7 @@ class SwitchableTaskMixin:
     def _recorder(self) -> Optional[TraceRecorder]:
         """Returns who follows a generation: one that is traced, or one that a command of fairseq makes."""
         trace = getattr(self.cfg, "sd_trace", None)  # type: ignore[attr-defined]
-        command = fairseq_command(sys.argv[0]) if sys.argv else None
+        command = running_command()
         if self.trace_recorder is None and (trace or command in GENERATING):
             self.trace_recorder = TraceRecorder(trace)
             self.trace_recorder.summary.interactive = command == "interactive"
@@ -161,7 +163,8 @@ class SwitchableTaskMixin:
         recorder = self._recorder()
         if recorder is not None:
             recorder.describe_generation(args, generator)
-            recorder.summary.generator = "fast" if isinstance(getattr(generator, "model", None), FastModel) else "fairseq's"
+            fast = isinstance(getattr(generator, "model", None), FastModel)
+            recorder.summary.generator = "fast" if fast else "fairseq's"
             recorder.summary.dense_wanted = getattr(getattr(models[0], "encoder", None), "policy", None) is None
         return generator
 
@@ -190,6 +193,11 @@ class SwitchableTaskMixin:
         synchronize(sample)
         recorder.record(models, observed, hypotheses, time.perf_counter() - started)
         return hypotheses
+
+
+def running_command() -> Optional[str]:
+    """Returns the command of fairseq that this process is, without its prefix, or None."""
+    return fairseq_command(sys.argv[0]) if sys.argv else None
 
 
 def mixed_precision_of_cpu(optimizer: Any, model: Any) -> ContextManager:
