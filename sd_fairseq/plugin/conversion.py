@@ -89,7 +89,7 @@ def switchable_overrides(path: str) -> Dict[str, Any]:
     flat = content.get("args")
     if flat is not None:
         options = flat.attributes or {}
-        return _differing(options, arch=_architecture(options.get("arch")), task=_task(options.get("task")))
+        return _differing(options, arch=switchable_architecture(options.get("arch")), task=_task(options.get("task")))
     groups = content["cfg"]
     overrides: Dict[str, Any] = {}
     task = groups.get("task")
@@ -97,9 +97,10 @@ def switchable_overrides(path: str) -> Dict[str, Any]:
         overrides["task"] = {"_name": _task(task.get("_name"))}
     model = groups.get("model")
     if isinstance(model, Inert):
-        overrides.update(_differing(model.attributes or {}, arch=_architecture((model.attributes or {}).get("arch"))))
+        options = model.attributes or {}
+        overrides.update(_differing(options, arch=switchable_architecture(options.get("arch"))))
     elif isinstance(model, dict):
-        name = _architecture(model.get("_name"))
+        name = switchable_architecture(model.get("_name"))
         overrides.update({} if name == model.get("_name") else {"model": {"_name": name}})
     return overrides
 
@@ -108,7 +109,7 @@ def _differing(found: Dict[str, Any], **wanted: Any) -> Dict[str, Any]:
     return {key: value for key, value in wanted.items() if value is not None and value != found.get(key)}
 
 
-def _architecture(name: Any) -> str:
+def switchable_architecture(name: Any) -> str:
     """The switchable counterpart of an architecture; sizes come from the checkpoint anyway."""
     if str(name).startswith(PREFIX):
         return str(name)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, ContextManager, Dict, List, Optional
+from typing import Any, ContextManager, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
+from sd_fairseq.decision.token_strategies import count_kept_tokens
 from sd_fairseq.plugin.conversion import obey_architecture_override
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.errors import InputError, fairseq_command
+from sd_fairseq.plugin.generation.choose_path import choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.generation.positions import take_positions
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
-from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
+from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
+from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder, log_decisions, read_batch
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +33,32 @@ class SwitchableTaskMixin:
     updates_policies = True
     policy_criterion: Optional[Any] = None
     wrapper_checked = False
+    slow_reasons: Tuple[str, ...] = ()
     trace_recorder: Optional[TraceRecorder] = None
+    summary: Optional[GenerationSummary] = None
 
     def build_model(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """As fairseq's; an override of ``arch`` turns a plain BART checkpoint into a switchable model."""
+        """As fairseq's; a command that generates builds a plain BART as a switchable one, which runs fast.
+
+        An override of ``arch`` does that in every command. Training a plain BART keeps fairseq's own model.
+        """
         obey_architecture_override(cfg)
-        return super().build_model(cfg, *args, **kwargs)  # type: ignore[misc]
+        if self._generates():
+            choose_model(cfg, getattr(self.cfg, "sd_path", None), self._wants_fast())  # type: ignore[attr-defined]
+        model = super().build_model(cfg, *args, **kwargs)  # type: ignore[misc]
+        if self._generates():
+            take_positions(self.cfg, model)  # type: ignore[attr-defined]
+            self.summary = self.summary or GenerationSummary()
+        return model
+
+    def _generates(self) -> bool:
+        """Tells whether this process only searches with models that are trained."""
+        command = fairseq_command(sys.argv[0] if sys.argv else "")
+        validates = command == "validate" and getattr(self.cfg, "eval_bleu", False)  # type: ignore[attr-defined]
+        return command in ("generate", "interactive") or validates
+
+    def _wants_fast(self) -> bool:
+        return getattr(self.cfg, "sd_generator", "fairseq") == "fast"  # type: ignore[attr-defined]
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion and remembers the one that has a policy to update."""
@@ -89,11 +114,21 @@ class SwitchableTaskMixin:
             if not kwargs.get("ignore_invalid_inputs", False):
                 check_lengths(dataset, kwargs.get("max_positions"))
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
+        if self.summary is not None:
+            self._expect(iterator.frozen_batches, kwargs)
         if self._traces():
             self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
             shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
             self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards)
         return iterator
+
+    def _expect(self, batches: Any, kwargs: Dict[str, Any]) -> None:
+        """Lets the summary know this shard's documents."""
+        summary = self.summary
+        assert summary is not None, "only a command that generates comes here"
+        summary.shard, summary.num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
+        documents = sum(len(batch) for batch in batches[summary.shard :: summary.num_shards])
+        summary.expected = (summary.expected or 0) + documents
 
     def _traces(self) -> bool:
         return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
@@ -102,7 +137,13 @@ class SwitchableTaskMixin:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
 
     def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
-        """As fairseq's, on the fast model unless an option needs fairseq's; n-grams are blocked without CUDA too."""
+        """As fairseq's, on the fast model unless an option needs fairseq's; n-grams are blocked without CUDA too.
+
+        Raises:
+            InputError: an option that a trace or a precision cannot go with.
+        """
+        if self._traces() and getattr(args, "score_reference", False):
+            raise InputError("--sd-trace records a search, found --score-reference, which has none")
         generator = super().build_generator(models, args, *more, **kwargs)  # type: ignore[misc]
         self._run_fast(generator, models, args)
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
@@ -115,27 +156,51 @@ class SwitchableTaskMixin:
     def _run_fast(self, generator: Any, models: List[Any], args: Any) -> None:
         """Gives a generator the fast model (``--sd-generator fast``) where every option of the search allows it."""
         precision = getattr(self.cfg, "sd_generation_precision", "model")  # type: ignore[attr-defined]
-        wanted = getattr(self.cfg, "sd_generator", "fast") == "fast"  # type: ignore[attr-defined]
+        wanted = self._wants_fast()
         reason = why_not_fast(models, args) if wanted else "--sd-generator fairseq"
         if reason is None:
             generator.model = FastModel(models[0], precision)
             generator.model.set_decoder_beam_size(generator.beam_size)
         elif precision != "model":
             raise InputError(f"--sd-generation-precision {precision} needs the fast generator, found {reason}")
-        elif wanted and hasattr(models[0], "space"):
-            logger.info("fairseq's own generator is used: %s", reason)
+        elif wanted and reason not in self.slow_reasons:
+            self.slow_reasons = (*self.slow_reasons, reason)  # the hub builds a generator a call
+            logger.warning("fairseq's slower generator runs, not the fast one: %s", reason)
 
     def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
-        """As fairseq's; with ``--sd-trace`` it also records decisions, lengths, FLOPs and time."""
-        if self.trace_recorder is None:
+        """As fairseq's; counts decisions, FLOPs and time for the summary and, with ``--sd-trace``, writes them."""
+        recorder, summary = self.trace_recorder, self.summary
+        if recorder is None and summary is None:
             return super().inference_step(generator, models, sample, **kwargs)  # type: ignore[misc]
-        observed = self.trace_recorder.observe(models, sample)
+        searches = hasattr(generator, "beam_size")  # scoring a reference does not
+        observed = sample
+        if recorder is not None:
+            observed = recorder.observe(models, sample)
+        elif searches:
+            observed = log_decisions(models, sample)
         synchronize(sample)
         started = time.perf_counter()
         hypotheses = super().inference_step(generator, models, observed, **kwargs)  # type: ignore[misc]
         synchronize(sample)
-        self.trace_recorder.record(models[0], observed, hypotheses, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if summary is not None:
+            self._summarize(generator, models, observed, hypotheses, seconds)
+        if recorder is not None:
+            recorder.record(models[0], observed, hypotheses, seconds)
         return hypotheses
+
+    def _summarize(self, generator: Any, models: List[Any], sample: Any, hypotheses: Any, seconds: float) -> None:
+        summary = self.summary
+        assert summary is not None, "only a command that generates comes here"
+        summary.add_batch(len(hypotheses), seconds, isinstance(getattr(generator, "model", None), FastModel))
+        if not sample["net_input"].get("decision_log"):
+            return
+        model = models[0]
+        decisions, lengths = read_batch(model, model.space, sample, hypotheses, generator.beam_size)
+        kept = count_kept_tokens(lengths.source, model.space.token_strategies)
+        kept = kept.gather(1, decisions.token_choice.unsqueeze(1))
+        summary.wants_dense = summary.wants_dense or model.encoder.policy is None
+        summary.add_decisions(model.space, model.shape, decisions, lengths, kept)
 
 
 def mixed_precision_of_cpu(optimizer: Any, model: Any) -> ContextManager:
@@ -169,10 +234,10 @@ def check_lengths(dataset: Any, max_positions: Any) -> None:
         too_long = (sizes > limit).nonzero()[0]
         if too_long.size:
             index = int(too_long[0])
-            side = "source" if name == "src" else "target"
+            side, help_ = ("source", "--truncate-source or ") if name == "src" else ("target", "")
             raise InputError(
                 f"{side} of sentence {index} has {int(sizes[index])} tokens, the model takes {int(limit)}; use "
-                f"--truncate-source or --skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
+                f"{help_}--skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
             )
 
 

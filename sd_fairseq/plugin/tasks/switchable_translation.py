@@ -11,6 +11,7 @@ from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse
 from sd_fairseq.plugin.alignment import align_hypotheses
 from sd_fairseq.plugin.diverse_search import repair_search
 from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation.choose_path import VALID_PATHS, read_path
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
 
@@ -33,6 +34,10 @@ class SwitchableTranslationConfig(TranslationConfig):
         metadata={
             "help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"
         },
+    )
+    sd_path: Optional[str] = field(
+        default=None,
+        metadata={"help": f"who decides in a generation, in place of the checkpoint's policy: {VALID_PATHS}"},
     )
     sd_generator: ChoiceEnum(GENERATORS) = field(
         default="fast",
@@ -61,11 +66,13 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
 
     @classmethod
     def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":
-        """Checks the options, then loads the dictionaries as translation does."""
+        """Checks the options (InputError), then loads the dictionaries as translation does."""
         try:
             parse_token_strategies(cfg.sd_token_strategies or DEFAULT_TOKEN_STRATEGIES)
         except ValueError as error:
             raise InputError(f"--sd-token-strategies: {error}") from error
+        if cfg.sd_path is not None:
+            read_path(cfg.sd_path)
         return super().setup_task(cfg, **kwargs)
 
     def build_generator(self, models: Any, args: Any, *more: Any, **kwargs: Any) -> Any:

@@ -57,9 +57,7 @@ class TraceRecorder:
         """
         if len(models) > 1:
             raise InputError(f"--sd-trace records one model's decisions, found an ensemble of {len(models)}")
-        if not hasattr(models[0], "space"):
-            return sample
-        return {**sample, "net_input": {**sample["net_input"], "decision_log": []}}
+        return log_decisions(models, sample)
 
     def record(self, model: Any, sample: Dict[str, Any], hypotheses: List[List[dict]], seconds: float) -> None:
         """Adds a batch's records; writes the file when all expected sentences are in.
@@ -70,15 +68,9 @@ class TraceRecorder:
             hypotheses: fairseq's finalized hypotheses, best first, of each sentence.
             seconds: time of the batch.
         """
-        src_tokens = sample["net_input"]["src_tokens"].cpu()
-        padding = model.encoder.padding_idx
-        batch_size = src_tokens.size(0)
+        batch_size = len(hypotheses)
         space, shape = space_and_shape(model)
-        log = sample["net_input"].get("decision_log")
-        decisions = log[0].to(torch.device("cpu")) if log else space.keep_all(batch_size, torch.device("cpu"))
-        # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
-        steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
-        lengths = Lengths(src_tokens.ne(padding).sum(dim=1), steps, self.beam)
+        decisions, lengths = read_batch(model, space, sample, hypotheses, self.beam)
         self.records += describe_batch(
             space,
             shape,
@@ -95,6 +87,26 @@ class TraceRecorder:
         )
         if self.expected and len(self.records) >= self.expected:
             write_trace(self.path, sorted(self.records, key=lambda record: record.id))
+
+
+def log_decisions(models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the batch with a place for the encoder to leave its decisions; itself where nothing decides."""
+    if len(models) > 1 or not hasattr(models[0], "space"):
+        return sample
+    return {**sample, "net_input": {**sample["net_input"], "decision_log": []}}
+
+
+def read_batch(
+    model: Any, space: DecisionSpace, sample: Dict[str, Any], hypotheses: List[List[dict]], beam: int
+) -> Tuple[Decisions, Lengths]:
+    """Returns what a batch decided and how long its sentences were, on the CPU; arguments as in the recorder."""
+    src_tokens = sample["net_input"]["src_tokens"].cpu()
+    log = sample["net_input"].get("decision_log")
+    cpu = torch.device("cpu")
+    decisions = log[0].to(cpu) if log else space.keep_all(src_tokens.size(0), cpu)
+    # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
+    steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
+    return decisions, Lengths(src_tokens.ne(model.encoder.padding_idx).sum(dim=1), steps, beam)
 
 
 def describe_batch(

@@ -1,0 +1,108 @@
+"""The few lines that end a generation on standard error: what was skipped, what that saved, how long it took."""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing.util import Finalize
+from typing import Any, Dict, List, Optional, Set
+
+from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
+from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
+
+HINT = "train a policy, or name a path with --sd-path; --sd-path dense says that this is wanted"
+
+
+class GenerationSummary:
+    """Sums over batches; keeps no document, only one number a distinct path.
+
+    Choice: fairseq has no hook at the end of a generation, so the summary is printed when the process ends. That also
+    holds for the processes that fairseq spawns, for a closed pipe, and after an error, whose own line stands above.
+
+    Args:
+        wants_dense: nothing was to be skipped, so that it needs no warning.
+    """
+
+    def __init__(self, wants_dense: bool = False):
+        self.wants_dense = wants_dense
+        self.documents, self.seconds = 0, 0.0
+        self.expected: Optional[int] = None
+        self.shard, self.num_shards = 0, 1
+        self.generator = "fairseq's generator"
+        self.decided = 0  # documents whose decisions are known
+        self.flops, self.dense_flops, self.shares = 0.0, 0.0, 0.0
+        self.skipped = dict.fromkeys(SITES, 0)
+        self.switchable = dict.fromkeys(SITES, 0)
+        self.tokens, self.kept_tokens = 0, 0
+        self.paths: Set[int] = set()
+        self.finalizer: Optional[Finalize] = None
+
+    def add_batch(self, documents: int, seconds: float, fast: bool) -> None:
+        """Counts a batch; the first one arranges for the summary to be printed."""
+        if self.finalizer is None:
+            self.finalizer = Finalize(None, self.print, exitpriority=10)
+        self.documents += documents
+        self.seconds += seconds
+        self.generator = "the fast generator" if fast else "fairseq's generator"
+
+    def add_decisions(
+        self, space: DecisionSpace, shape: Any, decisions: Decisions, lengths: Lengths, kept: Any
+    ) -> None:
+        """Counts what a batch decided.
+
+        Args:
+            space, shape: the model's.
+            decisions: on the CPU.
+            lengths: source tokens and decoder steps [B].
+            kept: LongTensor [B], source tokens after the token strategies.
+        """
+        flops = path_flops("generation", shape, space, decisions, lengths).double()
+        dense = dense_flops("generation", shape, space, lengths).double()
+        self.decided += len(decisions)
+        self.flops += float(flops.sum())
+        self.dense_flops += float(dense.sum())
+        self.shares += float((flops / dense).sum())
+        self.tokens += int(lengths.source.sum())
+        self.kept_tokens += int(kept.sum())
+        for site in SITES:
+            layers = [layer for _, layer in space.switch_indices(site)]
+            self.switchable[site] += len(layers) * len(decisions)
+            self.skipped[site] += int((~getattr(decisions, site)[:, layers]).sum())
+        for row in range(len(decisions)):
+            self.paths.add(hash(tuple(space.describe(decisions, row).values())))
+
+    @property
+    def skips_nothing(self) -> bool:
+        """True = decisions are known, and none of them skipped anything."""
+        return self.decided > 0 and not any(self.skipped.values()) and self.tokens == self.kept_tokens
+
+    def lines(self) -> List[str]:
+        """Renders the summary."""
+        count = f"{self.documents:,}"
+        if self.expected is not None and self.expected != self.documents:
+            count += f" of {self.expected:,}"
+        shard = f" of shard {self.shard} of {self.num_shards}" if self.num_shards > 1 else ""
+        lines = [f"{count} documents{shard} in {self.seconds:.1f} s by {self.generator}"]
+        if self.decided == 0:
+            return lines
+        corpus, mean = self.flops / self.dense_flops, self.shares / self.decided
+        share = f"{corpus:.4f}"
+        if f"{mean:.4f}" != share:
+            share += f" (mean of documents {mean:.4f})"
+        lines.append(f"{share} of the dense model's FLOPs, {len(self.paths):,} distinct paths")
+        if self.skips_nothing:
+            warning = "" if self.wants_dense else f"WARNING: a switchable model skipped nothing: {HINT}"
+            return [*lines, warning] if warning else lines
+        return [*lines, "skipped: " + ", ".join(f"{name} {part:.1%}" for name, part in self._parts().items())]
+
+    def _parts(self) -> Dict[str, float]:
+        parts = {site: self.skipped[site] / of for site, of in self.switchable.items() if of}
+        return {**parts, "source_tokens": 1 - self.kept_tokens / self.tokens}
+
+    def print(self) -> None:
+        """Prints to standard error; a closed one is no error."""
+        try:
+            for line in self.lines():
+                print(f"sd_fairseq: {line}", file=sys.stderr)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return
