@@ -1,10 +1,16 @@
 """A plain BART generates fast by itself, --sd-path says who decides, and a summary ends every generation."""
 
+import os
 import re
+import shutil
 
 import pytest
 from dropin.commands import OWN, PLAIN, SEARCH, assert_same_hypotheses, read_hypotheses
 from dropin.workers import TASK
+from traces import make_record
+
+from sd_fairseq.decision.trace import read_trace
+from sd_fairseq.plugin.tasks.trace_file import TraceFile
 
 BEAM = ["--beam", "2"]
 PATH = "encoder_ffn=101,decoder_ffn=01"
@@ -75,8 +81,6 @@ def test_a_path_also_switches_a_plain_checkpoint(zoo):
 
 
 def test_the_summary_is_the_traces_and_tells_the_shard(zoo, tmp_path):
-    from sd_fairseq.decision.trace import read_trace
-
     trace = tmp_path / "trace.jsonl"
     zoo.generate(zoo.mixed, *BEAM, "--sd-trace", trace)
     with_trace = summary(zoo.last_output)
@@ -114,6 +118,81 @@ def test_a_too_long_target_is_not_answered_with_an_option_for_sources(zoo):
     error = zoo.refused("generate", *TASK, *SEARCH, "--path", zoo.mixed, "--max-target-positions", "2")
     assert "target of sentence" in error and "--truncate-source" not in error
     assert "--skip-invalid-size-inputs-valid-test" in error
+
+
+def interactive(zoo, lines, tmp_path, *options):
+    (tmp_path / "lines").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    options = [*TASK, *SEARCH, *BEAM, "--input", tmp_path / "lines", "--buffer-size", "5", *options]
+    return zoo.command("interactive", *options, "--path", zoo.mixed)
+
+
+def test_an_empty_line_goes_unanswered_in_interactive_and_is_refused_in_data(zoo, tmp_path):
+    lines = (zoo.texts / "test.source").read_text(encoding="utf-8").splitlines()
+    expected = read_hypotheses(interactive(zoo, lines, tmp_path))
+    output = interactive(zoo, [*lines[:6], " ", *lines[7:]], tmp_path)
+    del expected[6]
+    assert_same_hypotheses(read_hypotheses(output), expected)
+    assert "line 7 of the input is empty" in output
+    data = tmp_path / "data"
+    data.mkdir()
+    for side in ("source", "target"):
+        text = [*lines[:6], "", *lines[7:]] if side == "source" else lines
+        (data / f"test.source-target.{side}").write_text("\n".join(text) + "\n", encoding="utf-8")
+        shutil.copy(str(zoo.data / f"dict.{side}.txt"), str(data))
+    for more in ([], ["--truncate-source"]):
+        with pytest.raises(AssertionError, match="source line 7 of 'test' is empty"):
+            zoo.command("generate", *TASK, *SEARCH, "--path", zoo.mixed, "--dataset-impl", "raw", *more, data=data)
+
+
+def test_interactive_traces_every_line_under_its_number(zoo, tmp_path):
+    lines = (zoo.texts / "test.source").read_text(encoding="utf-8").splitlines()
+    interactive(zoo, [*lines[:6], "", *lines[7:]], tmp_path, "--sd-trace", tmp_path / "lines.jsonl")
+    zoo.generate(zoo.mixed, *BEAM, "--sd-trace", tmp_path / "data.jsonl")
+    expected, found = (
+        {one.id: (one.path, one.source_tokens) for one in read_trace(str(tmp_path / name))}
+        for name in ("data.jsonl", "lines.jsonl")
+    )
+    del expected[6]
+    assert found == expected
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_trace_follows_links_and_leaves_devices(zoo, tmp_path):
+    (tmp_path / "target").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("target")
+    zoo.generate(zoo.mixed, *BEAM, "--sd-trace", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and len(read_trace(str(tmp_path / "target"))) == 12
+    os.mkfifo(str(tmp_path / "pipe"))
+    reader = os.open(str(tmp_path / "pipe"), os.O_RDONLY | os.O_NONBLOCK)
+    zoo.generate(zoo.mixed, *BEAM, "--sd-trace", tmp_path / "pipe")
+    assert os.read(reader, 2**16).count(b"\n") == 12
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(zoo, tmp_path):
+    place = tmp_path / "no" / "trace"
+    error = zoo.refused("generate", *TASK, *SEARCH, "--path", zoo.mixed, "--sd-trace", place)
+    assert f"--sd-trace {place}: cannot be written" in error
+
+
+def test_a_trace_that_can_no_longer_be_written_does_not_take_the_results(tmp_path, caplog):
+    file = TraceFile(str(tmp_path / "trace"))
+    file.stream.close()
+    file.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    for _ in range(2):
+        file.append([make_record(0)], False)
+    assert caplog.text.count("the trace ends here") == 1
+
+
+def test_a_killed_run_leaves_what_it_has_recorded(tmp_path):
+    file = TraceFile(str(tmp_path / "trace"))
+    file.append([make_record(0)], False)
+    (part,) = tmp_path.glob("*.part")
+    assert [one.id for one in read_trace(str(part))] == [0]
+    file.append([make_record(1)], True)
+    file.append([make_record(2)], False)
+    assert [one.id for one in read_trace(str(tmp_path / "trace"))] == [0, 1, 2]
 
 
 def test_a_reference_has_no_trace(zoo, tmp_path):

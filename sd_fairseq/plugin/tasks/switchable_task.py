@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, ContextManager, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
@@ -119,7 +120,7 @@ class SwitchableTaskMixin:
         if self._traces():
             self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
             shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
-            self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards)
+            self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards, len(dataset))
         return iterator
 
     def _expect(self, batches: Any, kwargs: Dict[str, Any]) -> None:
@@ -247,7 +248,30 @@ def check_not_empty(dataset: Any, split: str) -> None:
     Raises:
         InputError: naming the split and the first such line, from 1.
     """
+    empty = find_empty(dataset)
+    if empty:
+        raise InputError(f"source line {empty[0] + 1} of {split!r} is empty ({len(empty)} such lines)")
+
+
+def find_empty(dataset: Any) -> List[int]:
+    """Returns the indices of the empty source lines, ascending."""
     sizes = getattr(dataset, "src_sizes", None)
-    empty = (sizes <= 1).nonzero()[0] if sizes is not None else []
-    if len(empty):
-        raise InputError(f"source line {int(empty[0]) + 1} of {split!r} is empty ({len(empty)} such lines)")
+    if sizes is None:
+        return []
+    # --truncate-source takes the last symbol off and puts it on again, and counts it twice in the sizes
+    return [int(index) for index in (sizes <= 2).nonzero()[0] if len(dataset.src[int(index)]) <= 1]
+
+
+def leave_out_empty(dataset: Any, lines_before: int) -> None:
+    """Lets the lines of fairseq-interactive that hold nothing go unanswered, and says which they are.
+
+    Args:
+        dataset: of one buffer.
+        lines_before: lines of the buffers before it.
+    """
+    empty = find_empty(dataset)
+    for index in empty:
+        logger.warning("line %d of the input is empty and gets no answer", lines_before + index + 1)
+    if empty:
+        order = dataset.ordered_indices()
+        dataset.ordered_indices = lambda: order[~np.isin(order, empty)]

@@ -1,5 +1,6 @@
 """``--task switchable_translation``: fairseq's translation task for switchable models."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -10,10 +11,10 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.alignment import align_hypotheses
 from sd_fairseq.plugin.diverse_search import repair_search
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.errors import InputError, fairseq_command
 from sd_fairseq.plugin.generation.choose_path import VALID_PATHS, read_path
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
-from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
+from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty, leave_out_empty
 
 GENERATORS = ("fast", "fairseq")
 
@@ -63,6 +64,7 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
 
     cfg: SwitchableTranslationConfig
     replaces_unknown_words = False
+    lines_read = 0  # by fairseq-interactive, buffer by buffer
 
     @classmethod
     def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":
@@ -96,7 +98,15 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
         check_not_empty(self.datasets[split], split)
 
     def build_dataset_for_inference(self, src_tokens: Any, src_lengths: Any, constraints: Any = None) -> Any:
-        """As translation's; refuses empty lines."""
+        """As translation's; no empty line is decoded.
+
+        One rule for all ways in: nothing is said about an empty source. What is read as a whole (a data set, the hub's
+        list) is refused before any work; what is typed line by line (fairseq-interactive) loses that line only.
+        """
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
-        check_not_empty(dataset, "input")
+        if fairseq_command(sys.argv[0] if sys.argv else "") == "interactive":
+            leave_out_empty(dataset, self.lines_read)
+            self.lines_read += len(dataset)
+        else:
+            check_not_empty(dataset, "input")
         return dataset

@@ -1,17 +1,19 @@
-"""Collects the decision trace of a generation: one record a sentence, written when the last one is done."""
+"""Collects the decision trace of a generation: one record a sentence, written batch by batch."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from collections import deque
+from typing import Any, Deque, Dict, List, Sequence, Tuple
 
 import torch
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
-from sd_fairseq.decision.trace import TraceRecord, write_trace
+from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.models.options import model_shape
+from sd_fairseq.plugin.tasks.trace_file import TraceFile
 
 
 class TraceRecorder:
@@ -22,9 +24,10 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self.records: List[TraceRecord] = []
-        self.expected = 0
+        self.file = TraceFile(path)
+        self.recorded, self.expected = 0, 0
+        self.lines_before = 0  # of the data sets before this one; interactive makes one a buffer
+        self.waiting: Deque[List[int]] = deque()
         self.generation = ""
         self.beam = 1
 
@@ -40,14 +43,18 @@ class TraceRecorder:
         }
         self.generation = "|".join(f"{key}:{value}" for key, value in fields.items())
 
-    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int) -> None:
-        """Notes how many more sentences are to come.
+    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int, size: int) -> None:
+        """Notes which sentences are to come.
 
         Args:
             batches: of the whole data set.
             shard, num_shards: this process decodes every ``num_shards``-th batch from ``shard`` on.
+            size: sentences of the data set.
         """
-        self.expected = len(self.records) + sum(len(batch) for batch in batches[shard::num_shards])
+        ours = batches[shard::num_shards]
+        self.expected = self.recorded + sum(len(batch) for batch in ours)
+        self.waiting = deque([self.lines_before + int(index) for index in batch] for batch in ours)
+        self.lines_before += size
 
     def observe(self, models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
         """Returns the batch with a place for the encoder to leave its decisions.
@@ -60,7 +67,7 @@ class TraceRecorder:
         return log_decisions(models, sample)
 
     def record(self, model: Any, sample: Dict[str, Any], hypotheses: List[List[dict]], seconds: float) -> None:
-        """Adds a batch's records; writes the file when all expected sentences are in.
+        """Writes a batch's records; the file takes its place when all expected sentences are in.
 
         Args:
             model: the model that generated.
@@ -71,12 +78,15 @@ class TraceRecorder:
         batch_size = len(hypotheses)
         space, shape = space_and_shape(model)
         decisions, lengths = read_batch(model, space, sample, hypotheses, self.beam)
-        self.records += describe_batch(
+        # fairseq-interactive's batches have no ids: the lines are counted through all its buffers
+        running = self.waiting.popleft() if self.waiting else []
+        ids = sample["id"].tolist() if "id" in sample else running
+        records = describe_batch(
             space,
             shape,
             decisions,
             lengths,
-            sample["id"].tolist(),
+            ids,
             hypotheses,
             {
                 "beam": self.beam,
@@ -85,8 +95,8 @@ class TraceRecorder:
                 "model": getattr(model.args, "arch", type(model).__name__),
             },
         )
-        if self.expected and len(self.records) >= self.expected:
-            write_trace(self.path, sorted(self.records, key=lambda record: record.id))
+        self.recorded += len(records)
+        self.file.append(records, self.recorded >= self.expected)
 
 
 def log_decisions(models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
