@@ -7,8 +7,8 @@ import torch
 from dropin import layouts
 from dropin.commands import (
     AS_SWITCHABLE,
-    FAIRSEQS,
     FRESH_START,
+    OWN,
     PLAIN,
     assert_same_hypotheses,
     hydra_train,
@@ -87,10 +87,13 @@ def test_finetuning_starts_from_a_plain_checkpoint(zoo, checkpoints, tmp_path, n
 def test_generation_from_every_layout_is_barts(zoo, checkpoints, name):
     path = checkpoints(name)
     fairseq_loads = name not in ("0.12.2's copies", "hydra")
-    own = zoo.generate(path if fairseq_loads else repaired(zoo, path, name), *SEARCH, *FAIRSEQS)
+    own = zoo.generate(path if fairseq_loads else repaired(zoo, path, name), *SEARCH, *OWN)
     assert "decided by" not in zoo.last_output
-    found = zoo.generate(path, *SEARCH)
-    assert "decided by: dense" in zoo.last_output and ", fast generator" in zoo.last_output
+    by_itself = zoo.generate(path, *SEARCH)
+    assert "decided by: dense" in zoo.last_output and "slower generator" not in zoo.last_output
+    assert_same_hypotheses(by_itself, own)
+    found = zoo.generate(path, *SEARCH, *(AS_HYDRA_SWITCHABLE if name == "hydra" else AS_SWITCHABLE))
+    assert "decided by: network" in zoo.last_output
     assert_same_hypotheses(found, own)
 
 
@@ -113,7 +116,7 @@ def test_a_real_old_checkpoint_loads_and_generates_as_fairseqs_transformer(zoo):
     data = REAL / "data-bin"
     outputs = []
     differs = "'layernorm_embedding': False, 'no_scale_embedding': False"
-    for more in (FAIRSEQS, ["--model-overrides", "{'arch': 'switchable_bart', %s}" % differs]):
+    for more in ([], ["--model-overrides", "{'arch': 'switchable_bart', %s}" % differs]):
         output = zoo.command(
             "generate", *task, *options, "--cpu", "--path", REAL / "checkpoint_best.pt", *more, data=data
         )
