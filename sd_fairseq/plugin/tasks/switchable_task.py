@@ -152,9 +152,8 @@ class SwitchableTaskMixin:
         if self.summary is not None:
             self._expect(iterator.frozen_batches, kwargs)
         if self._traces():
-            self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
             shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
-            self.trace_recorder.expect(iterator.frozen_batches, shard, num_shards, len(dataset))
+            self._start_trace().expect(iterator.frozen_batches, shard, num_shards)
         return iterator
 
     def _expect(self, batches: Any, kwargs: Dict[str, Any]) -> None:
@@ -167,6 +166,10 @@ class SwitchableTaskMixin:
 
     def _traces(self) -> bool:
         return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
+
+    def _start_trace(self) -> TraceRecorder:
+        self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
+        return self.trace_recorder
 
     def _train_subset(self) -> str:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]

@@ -106,6 +106,8 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
         if fairseq_command(sys.argv[0] if sys.argv else "") == "interactive":
             leave_out_empty(dataset, self.lines_read)
+            if self._traces():
+                self._start_trace().number_lines(dataset, self.lines_read)
             self.lines_read += len(dataset)
         else:
             check_not_empty(dataset, "input")

@@ -26,7 +26,6 @@ class TraceRecorder:
     def __init__(self, path: str):
         self.file = TraceFile(path)
         self.recorded, self.expected = 0, 0
-        self.lines_before = 0  # of the data sets before this one; interactive makes one a buffer
         self.waiting: Deque[List[int]] = deque()
         self.generation = ""
         self.beam = 1
@@ -43,18 +42,30 @@ class TraceRecorder:
         }
         self.generation = "|".join(f"{key}:{value}" for key, value in fields.items())
 
-    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int, size: int) -> None:
-        """Notes which sentences are to come.
+    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int) -> None:
+        """Notes how many more sentences are to come.
 
         Args:
             batches: of the whole data set.
             shard, num_shards: this process decodes every ``num_shards``-th batch from ``shard`` on.
-            size: sentences of the data set.
         """
-        ours = batches[shard::num_shards]
-        self.expected = self.recorded + sum(len(batch) for batch in ours)
-        self.waiting = deque([self.lines_before + int(index) for index in batch] for batch in ours)
-        self.lines_before += size
+        self.expected = self.recorded + sum(len(batch) for batch in batches[shard::num_shards])
+
+    def number_lines(self, dataset: Any, lines_before: int) -> None:
+        """Lets every batch of fairseq-interactive, which passes no ids on, leave its lines' numbers here.
+
+        Args:
+            dataset: of one buffer; its batches are made in this process and in the order of their use.
+            lines_before: lines of the buffers before it.
+        """
+        collate = dataset.collater
+
+        def remember(samples: Any, *args: Any, **kwargs: Any) -> Any:
+            batch = collate(samples, *args, **kwargs)
+            self.waiting.append([lines_before + one for one in batch["id"].tolist()])  # collating sorts by length
+            return batch
+
+        dataset.collater = remember
 
     def observe(self, models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
         """Returns the batch with a place for the encoder to leave its decisions.
