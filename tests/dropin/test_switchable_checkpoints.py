@@ -8,7 +8,7 @@ from dropin.commands import FRESH_START, SEARCH, assert_same_hypotheses
 from dropin.workers import SWITCHABLE, TASK, load
 
 from sd_fairseq.decision.trace import read_trace
-from sd_fairseq.plugin.compatibility import loads_weights_only
+from sd_fairseq.plugin.guards.compatibility import loads_weights_only
 
 BEAM = ["--beam", "2"]
 DENSE = ["--model-overrides", "{'sd_policy': 'dense'}"]

@@ -14,12 +14,12 @@ import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
-from sd_fairseq.plugin.conversion import obey_architecture_override, run_plain_as_switchable, take_path
-from sd_fairseq.plugin.errors import InputError, fairseq_command
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.preflight import prepare_training
-from sd_fairseq.plugin.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
+from sd_fairseq.plugin.guards.preflight import prepare_training
+from sd_fairseq.plugin.guards.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.models.conversion import obey_architecture_override, run_plain_as_switchable, take_path
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
@@ -44,7 +44,7 @@ class SwitchableTaskMixin:
         """As fairseq's; a plain BART that is loaded runs as a switchable one that skips nothing.
 
         A training that starts from a checkpoint has its sizes (see
-        :mod:`~sd_fairseq.plugin.checkpoint_structure`).
+        :mod:`~sd_fairseq.plugin.guards.checkpoint_structure`).
         """
         obey_architecture_override(cfg)
         if from_checkpoint:

@@ -10,11 +10,11 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import OmegaConf, open_dict
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
-from sd_fairseq.plugin.alignment import align_hypotheses
-from sd_fairseq.plugin.conversion import PATHS
-from sd_fairseq.plugin.diverse_search import repair_search
-from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.models.conversion import PATHS
+from sd_fairseq.plugin.repairs.alignment import align_hypotheses
+from sd_fairseq.plugin.repairs.diverse_search import repair_search
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
 
 GENERATORS = ("fast", "fairseq")

@@ -13,7 +13,7 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_fl
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
 from sd_fairseq.decision.trace import TraceRecord, to_json_line
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import model_shape
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
 from sd_fairseq.whole_files import GrowingFile
