@@ -15,12 +15,12 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from sd_fairseq.execution import packed_linear
 from sd_fairseq.execution.native import library
-from sd_fairseq.plugin.errors import InputError
 from sd_fairseq.plugin.generation import fast_encoder, native_search
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.fast_weights import FeedForward
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
 DOCUMENTS = Path(__file__).parents[2] / "examples" / "quickstart" / "data" / "train.jsonl.gz"

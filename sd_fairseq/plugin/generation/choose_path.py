@@ -10,8 +10,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.models.bart.model import BARTModel
 from omegaconf import OmegaConf, open_dict
 
-from sd_fairseq.plugin.conversion import switchable_architecture
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.models.conversion import switchable_architecture
 from sd_fairseq.plugin.models.options import check_supported
 
 logger = logging.getLogger(__name__)

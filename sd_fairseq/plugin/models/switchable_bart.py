@@ -17,15 +17,16 @@ from torch import Tensor
 from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_parameters
-from sd_fairseq.plugin.conversion import flat_options, switchable_overrides
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.hub_interface import SwitchableHubInterface
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.option_checks import check_workers_agree
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.classification import state_of_last_end
+from sd_fairseq.plugin.models.conversion import flat_options, switchable_overrides
+from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.options import (
     add_model_options,
     build_policy,
     check_supported,
-    check_workers_agree,
     decision_space,
     fill_defaults,
     model_shape,
@@ -33,7 +34,6 @@ from sd_fairseq.plugin.models.options import (
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest, SwitchableEncoder
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.plugin.preflight import check_checkpoint
 
 logger = logging.getLogger(__name__)
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")

@@ -15,14 +15,14 @@ from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.decision.token_strategies import count_kept_tokens
-from sd_fairseq.plugin.conversion import obey_architecture_override
-from sd_fairseq.plugin.errors import InputError, fairseq_command
 from sd_fairseq.plugin.generation.choose_path import choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.generation.positions import take_positions
-from sd_fairseq.plugin.preflight import prepare_training
-from sd_fairseq.plugin.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
+from sd_fairseq.plugin.guards.preflight import prepare_training
+from sd_fairseq.plugin.guards.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.models.conversion import obey_architecture_override
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
@@ -49,7 +49,7 @@ class SwitchableTaskMixin:
         """As fairseq's; a command that generates builds a plain BART as a switchable one, which runs fast.
 
         An override of ``arch`` does that in every command. Training a plain BART keeps fairseq's own model. A training
-        that starts from a checkpoint has its sizes (see :mod:`~sd_fairseq.plugin.checkpoint_structure`).
+        that starts from a checkpoint has its sizes (see :mod:`~sd_fairseq.plugin.guards.checkpoint_structure`).
         """
         obey_architecture_override(cfg)
         if not from_checkpoint:

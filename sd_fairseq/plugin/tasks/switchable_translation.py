@@ -9,11 +9,11 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
-from sd_fairseq.plugin.alignment import align_hypotheses
-from sd_fairseq.plugin.diverse_search import repair_search
-from sd_fairseq.plugin.errors import InputError, fairseq_command
 from sd_fairseq.plugin.generation.choose_path import VALID_PATHS, read_path
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
+from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
+from sd_fairseq.plugin.repairs.alignment import align_hypotheses
+from sd_fairseq.plugin.repairs.diverse_search import repair_search
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty, leave_out_empty
 
 GENERATORS = ("fast", "fairseq")

@@ -8,7 +8,7 @@ from multiprocessing.util import Finalize
 from typing import List, Optional, TextIO
 
 from sd_fairseq.decision.trace import TraceRecord, to_json_line
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 logger = logging.getLogger(__name__)
 

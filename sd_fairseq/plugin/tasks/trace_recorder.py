@@ -11,7 +11,7 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_fl
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
 from sd_fairseq.decision.trace import TraceRecord
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import model_shape
 from sd_fairseq.plugin.tasks.trace_file import TraceFile
 
