@@ -1,6 +1,6 @@
 """The trade-off grid as tables and one picture, from the JSON files of its rows.
 
-    python -m sd_fairseq.evaluation.learning_table results/learning --plot tradeoff.png --against default
+    python -m sd_fairseq.evaluation.learning_table results/debian/trained --plot tradeoff.png --against tolerance-0.25
     python -m sd_fairseq.evaluation.learning_table --fill README.md
 
 Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs) and 10 (skip rates).

@@ -1,7 +1,7 @@
 """Table of classification and question answering, dense against switchable, from the results' JSON files.
 
-    python -m sd_fairseq.evaluation.understanding_table results/understanding
-    python -m sd_fairseq.evaluation.understanding_table results/understanding --record NAME --summary SUMMARY.json
+    python -m sd_fairseq.evaluation.understanding_table results/tasks
+    python -m sd_fairseq.evaluation.understanding_table results/tasks --record NAME --summary SUMMARY.json
         --task SST-2 --row dense --seed 1 --metric accuracy --commands COMMANDS.txt
 
 Source: "Switchable Decision" (ICML 2024), Tables 4, 5 (scores and FLOPs) and 10 (skip rates).
