@@ -222,19 +222,31 @@ def check_effects(given: Mapping[str, Any]) -> None:
     check_preset(preset)
     if given.get("sd_path") is not None:
         raise InputError("--sd-path chooses among the paths of a trained model; in training it is --sd-policy")
-    mode = mode_of(preset, given)
-    policy = given.get("sd_policy") or "network"
     if given.get("sd_flops_budget") is not None and given.get("sd_tolerance") is not None:
         raise InputError("--sd-flops-budget bounds the FLOPs and --sd-tolerance the loss: give one of them")
+    for message in idle_options(given).values():
+        raise InputError(message)
+
+
+def idle_options(given: Mapping[str, Any]) -> Dict[str, str]:
+    """Finds the options that have no effect: name -> what they need.
+
+    Args:
+        given: as :func:`check_effects` takes it.
+    """
+    preset = given.get("sd_preset") or PRESETS[0]
+    mode = mode_of(preset, given)
     estimator = given.get("sd_estimator") or ("score-function" if preset == "paper" else "reinmax")
-    found = {"sd_policy": policy, "sd_estimator": estimator}
+    found = {"sd_policy": given.get("sd_policy") or "network", "sd_estimator": estimator}
+    idle = {}
     for name, modes in _MODES_OF.items():
         if given.get(name) is not None and mode not in modes:
-            raise InputError(f"{flag(name)} has no effect in --sd-mode {mode}; it needs --sd-mode {' or '.join(modes)}")
+            idle[name] = f"{flag(name)} has no effect in --sd-mode {mode}; it needs --sd-mode {' or '.join(modes)}"
     for name, (owner, values) in _BELONGS_TO.items():
         if given.get(name) is not None and found[owner] not in values:
             needed = f"{flag(owner)} {' or '.join(values)}"
-            raise InputError(f"{flag(name)} has no effect with {flag(owner)} {found[owner]}; it needs {needed}")
+            idle[name] = f"{flag(name)} has no effect with {flag(owner)} {found[owner]}; it needs {needed}"
+    return idle
 
 
 def flag(name: str) -> str:
