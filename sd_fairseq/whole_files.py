@@ -10,7 +10,37 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from typing import IO, Any, Iterator, Optional
+from typing import IO, Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+
+
+class PlaceError(ValueError):
+    """An output that would destroy an input or another output; the message is one line."""
+
+
+def check_places(outputs: Sequence[Optional[str]], inputs: Sequence[Optional[str]]) -> None:
+    """Refuses, before any work, an output over an input and two outputs in one file.
+
+    Files are the same by device and inode, or by their path where none is there yet. Devices and pipes are no files.
+
+    Args:
+        outputs, inputs: paths; None where an option is not given.
+
+    Raises:
+        PlaceError: naming both paths.
+    """
+    taken: Dict[Tuple[Union[int, str], ...], Tuple[str, str]] = {}
+    given = [("the input", path) for path in inputs if path] + [("the output", path) for path in outputs if path]
+    for kind, path in given:
+        place = os.path.realpath(path)
+        if os.path.exists(place) and not os.path.isfile(place):
+            continue
+        key: Tuple[Union[int, str], ...] = (place,)
+        if os.path.exists(place):
+            status = os.stat(place)
+            key = (status.st_dev, status.st_ino)
+        if kind == "the output" and key in taken:
+            raise PlaceError(f"{path}: the same file as {taken[key][0]} {taken[key][1]}, expected another output")
+        taken.setdefault(key, (kind, path))
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def read_trace(path: str) -> List[TraceRecord]:
             if not line.strip():
                 continue
             try:
-                records.append(from_json_line(line.decode("utf-8")))
+                records.append(from_json_line(line.decode("utf-8-sig" if number == 1 else "utf-8")))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     if not records:

@@ -23,7 +23,7 @@ from sd_fairseq.evaluation.generation_output import GenerationOutput, read_gener
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
 from sd_fairseq.evaluation.report_table import render
 from sd_fairseq.evaluation.skip_report import summarise_trace
-from sd_fairseq.whole_files import whole
+from sd_fairseq.whole_files import check_places, whole
 
 RESAMPLES = 5000
 PLAIN = Scoring()
@@ -255,6 +255,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             raise ValueError("no system is given, expected --dense, --dense-control, --switchable, --random or --add")
         names = [one[0] for one in files]
         check_names(names)
+        made = [os.path.join(args.output_dir, name) for name in ("report.json", "skip_heatmap.png", "tradeoff.png")]
+        check_places(made, [path for _, *pair in files for paths in pair for path in paths.split(",")])
         scoring = Scoring.load(args.eos, args.ptb, args.exceptions)
         systems = [read_system(*one) for one in files]
         check_same_examples(systems)
