@@ -27,7 +27,7 @@ def test_predictions_with_a_mark(tmp_path):
 ])  # fmt: skip
 def test_tables_with_a_mark_and_blank_lines(tmp_path, name, lines):
     pytest.importorskip("fairseq")
-    from sd_fairseq.plugin.sentence_files import _read_rows
+    from sd_fairseq.plugin.predict.sentence_files import _read_rows
 
     (tmp_path / name).write_bytes(MARK + "\n".join(lines).encode())
     assert [row for _, row in _read_rows(str(tmp_path / name))] == [{"a": "one", "label": "yes"}]
