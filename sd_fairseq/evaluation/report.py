@@ -230,7 +230,10 @@ def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, titl
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
-    parser = argparse.ArgumentParser(prog="sd-report", description="Compare generations in quality, FLOPs and paths.")
+    example = "example: sd-report --dense dense.txt dense.jsonl --switchable sd.txt sd.jsonl --output-dir report"
+    about = "Compare generations in quality, FLOPs and paths."
+    parser = argparse.ArgumentParser(prog="sd-report", description=about, epilog=example)
+    parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     pair: Dict[str, Any] = {"nargs": 2, "metavar": ("GENERATION", "TRACE")}
     parser.add_argument("--dense", required=True, help="output and trace of the dense model", **pair)
     parser.add_argument("--switchable", help="output and trace with learned decisions", **pair)
@@ -263,7 +266,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         report = build_report(systems, args.data_name)
         names = [system.name for system in systems]
         write_report(report, names, args.output_dir, args.title)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
     print(render(report, names))

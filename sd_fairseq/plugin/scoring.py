@@ -43,13 +43,14 @@ class SdRougeScorer(BaseScorer):
 
     def __init__(self, cfg: SdRougeConfig) -> None:
         from sd_fairseq.evaluation.ptb import tokenize
-        from sd_fairseq.evaluation.rouge_words import read_exceptions
+        from sd_fairseq.evaluation.rouge_words import read_exceptions, stem_word
 
         super().__init__(cfg)
         self.eos = " " + cfg.sd_rouge_eos
         try:
             self.exceptions = read_exceptions(cfg.sd_rouge_exceptions) if cfg.sd_rouge_exceptions else None
             self.tokenize = tokenize if cfg.sd_rouge_ptb else str
+            stem_word("missing")
             self.tokenize("What is missing shows before anything is generated.")
         except (ImportError, ValueError) as error:
             raise InputError(str(error)) from error
