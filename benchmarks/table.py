@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the README's table, and draws time against FLOPs, from the JSON files of the benchmarks.
 
-python benchmarks/table.py results/bench
+python benchmarks/table.py results/speed/cpu
 """
 
 import argparse

@@ -17,7 +17,7 @@ ROWS = {
     "score-function": "score-function",
     "leave-one-out-4": "samples-4",
     "straight-through": "straight-through",
-    "reinmax": "default",
+    "reinmax": "tolerance-0.25",
 }
 FIGURES = ("noise_to_signal", "cosine", "seconds")
 

@@ -1,6 +1,6 @@
 """The trade-off grid as tables and one picture, from the JSON files of its rows.
 
-    python tools/learning_table.py results/learning --plot tradeoff.png --against default
+    python tools/learning_table.py results/debian/trained --plot tradeoff.png --against tolerance-0.25
     python tools/learning_table.py --fill README.md
 
 Source: "Switchable Decision" (ICML 2024), Tables 7, 8 and 11 (quality and FLOPs) and 10 (skip rates).

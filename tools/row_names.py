@@ -8,9 +8,9 @@ from typing import Optional, Tuple
 # The order of the table. A row is called after its family, or FAMILY-NUMBER.
 FAMILIES = (
     "dense",
-    "dense-trained",
-    "dense-distilled",
-    "default",
+    "dense-plain-loss",
+    "dense-trained-on",
+    "recommended",
     "tolerance",
     "lexicographic",
     "barrier",
@@ -18,7 +18,7 @@ FAMILIES = (
     "budget-corpus",
     "as-printed",
     "fixed",
-    "random-matched",
+    "random",
     "random-deployed",
     "static",
     "fitted",
@@ -34,10 +34,10 @@ FAMILIES = (
     "reinmax",
     "samples",
     "start-dense",
-    "distillation",
-    "joint",
+    "no-distillation",
+    "joint-tolerance",
     "joint-budget",
-    "all-parts",
+    "tokens-too",
 )
 
 

@@ -1,7 +1,7 @@
 """Table of classification and question answering, dense against switchable, from the results' JSON files.
 
-    python tools/understanding_table.py results/understanding
-    python tools/understanding_table.py results/understanding --record NAME --summary SUMMARY.json
+    python tools/understanding_table.py results/tasks
+    python tools/understanding_table.py results/tasks --record NAME --summary SUMMARY.json
         --task SST-2 --row dense --seed 1 --metric accuracy --commands COMMANDS.txt
 
 Source: "Switchable Decision" (ICML 2024), Tables 4, 5 (scores and FLOPs) and 10 (skip rates).

@@ -2,7 +2,7 @@
 # The dense base that every row starts from, in four steps: document -> its first pieces (warm), document -> some
 # consecutive pieces of it (span), document -> summary (base), the same under random decisions (robust). Run it again to
 # go on after an interruption; what is finished is not trained again. The committed base went on from the third step with
-# larger batches, see results/learning_base/README.md.
+# larger batches, see results/debian/base/README.md.
 #
 # Usage: base.sh DATA OUT
 #   DATA  made by examples/quickstart/prepare.py --span     OUT/base.pt  the base, a plain BART

@@ -12,6 +12,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from row_names import row_order
 
+from sd_fairseq.plugin.guards.presets import idle_options
+
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
     *("--dropout", "0.1", "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)"),
@@ -30,6 +32,8 @@ POLICY = (
     *("--sd-constraint-interval", "1", "--sd-violation-smoothing", "0.8", "--sd-constraint-temperature", "0.05"),
     *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
+PRESET = ("--sd-preset", "paper")  # what no row says stays as it is, whatever is recommended later
+KIND = POLICY[:2] + POLICY[4:6]  # of a row with a preset of its own: architecture and criterion
 POLICY_SHARE = 0.25  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 CHECKED = "1000"  # pairs of train on which a trained policy's constraint is measured
 SEARCH = (
@@ -44,7 +48,7 @@ TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "s
 BASE = "base"  # in the place of a row's name: weights as they are, without training
 PLACEHOLDERS = ("keep", "seed", "static-path", "start-path", "fitted")
 # Placeholder -> row whose FLOPs it matches; {keep:ROW} names another.
-MATCHED = {"keep": "default", "static-path": "default"}
+MATCHED = {"keep": "tolerance-0.25", "static-path": "tolerance-0.25"}
 FITTED = "fitted"  # its {fitted:FLOPs} says itself what is aimed at
 
 
@@ -74,9 +78,19 @@ class Row:
         return "--criterion" not in self.criterion
 
     @property
+    def has_preset(self) -> bool:
+        """True for a row that is trained as a preset says, without the recipe's options of the decisions."""
+        return "--sd-preset" in self.criterion
+
+    @property
+    def common(self) -> Tuple[str, ...]:
+        """The options of the decisions that all rows share."""
+        return KIND if self.has_preset else PRESET + POLICY
+
+    @property
     def options(self) -> Tuple[str, ...]:
         """All options of the decisions; what stands twice counts where it stands last."""
-        return (() if self.weights or not self.has_policy else POLICY) + self.model + self.criterion
+        return (() if self.weights or not self.has_policy else self.common) + self.model + self.criterion
 
     def parts(self, more: Sequence[str]) -> List[str]:
         """Lists the switchable parts of the model.
@@ -96,6 +110,8 @@ class Row:
 
     def constrains_loss(self, more: Sequence[str]) -> bool:
         """True where the policy's constraint is a loss within ``--sd-tolerance`` of the dense one."""
+        if self.has_preset:
+            return "--sd-tolerance" in self.criterion
         return last_value(("--sd-mode", "constrained", *self.ordered(more)), "--sd-mode") in ("constrained", "barrier")
 
     def placeholders(self) -> Dict[str, Tuple[str, str]]:
@@ -276,11 +292,26 @@ def train_command(row: Row, seed: int, settings: Settings, values: Dict[str, str
     command += ["--total-num-update", str(settings.updates), "--max-update", str(settings.updates)]
     command += ["--max-tokens", str(settings.max_tokens), "--seed", str(seed), *settings.device, *settings.training]
     if row.has_policy:
-        first = str(max(1, int(settings.updates * POLICY_SHARE)))
-        command += [*fill(POLICY, values), "--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
-        command += ["--sd-sampling-seed", str(seed), *settings.policy]
+        command += policy_options(row, settings, values)
+        command += ["--sd-sampling-seed", str(seed)]
     command += ["--finetune-from-model", "$BASE", "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
     return [*command, *fill(row.model, values), *fill(row.criterion, values)]
+
+
+def policy_options(row: Row, settings: Settings, values: Dict[str, str]) -> List[str]:
+    """Returns the options of the decisions that a row does not say itself, without those that it leaves no effect."""
+    first = str(max(1, int(settings.updates * POLICY_SHARE)))
+    freeze = [] if row.has_preset else ["--sd-policy-warmup-updates", first, "--sd-policy-freeze-update", first]
+    options = [*fill(row.common, values), *freeze, *settings.policy]
+    own = [*fill(row.model, values), *fill(row.criterion, values)]
+    given = {name[2:].replace("-", "_"): value for name, value in zip(options + own, (options + own)[1:])}
+    for idle in idle_options(given):
+        name = "--" + idle.replace("_", "-")
+        if name not in own:
+            while name in options:
+                place = options.index(name)
+                del options[place : place + 2]
+    return options
 
 
 def generate_command(

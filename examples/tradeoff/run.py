@@ -1,6 +1,6 @@
 """Train, generate and score rows of the trade-off grid, one JSON a row and seed.
 
-    python examples/tradeoff/run.py --data DATA/data-bin --base BASE.pt --out OUT --results results/learning
+    python examples/tradeoff/run.py --data DATA/data-bin --base BASE.pt --out OUT --results results/debian/trained
 
 Every row starts from the same dense base and trains for as many updates on the same batches. What is finished is not
 made again; a row that fails is recorded as failed, the others go on, and the command ends with exit code 1. A value
@@ -15,7 +15,8 @@ import sys
 from typing import Any, List, Optional, Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # the package beside which this script stands
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tools")]  # the package beside which this script stands
 
 from grid import TUNED_ON, Grid  # noqa: E402
 from recipe import RecipeError, Settings, read_rows, size_options  # noqa: E402
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--policy-options", default="", help="more options of fairseq-train for the rows with decisions")
     add("--start-flops", type=float, default=0.8, help="of the static path where policies start (default: %(default)s)")
     add("--search-examples", type=int, default=200, help="for the search of static paths (default: %(default)s)")
-    text = "how they are chosen, see path_search (default: %(default)s; batches: results/learning and learning_policy)"
+    text = "how they are chosen, see path_search (default: %(default)s; batches: what the recorded rows start at)"
     add("--search-sample", choices=("examples", "batches"), default="examples", help=text)
     add("--search-lowest", type=float, default=0.7, help="relative FLOPs where it ends (default: %(default)s)")
     add("--table", default=os.path.join(HERE, "rows.tsv"), help="the rows (default: rows.tsv beside this script)")

@@ -99,8 +99,8 @@ def test_paths_are_searched_and_started_in_the_space_of_the_rows(tools):
     assert command[command.index("--sample") + 1] == "examples"
     assert command[command.index("--lowest") + 1] == "0.6" and command[command.index("--examples") + 1] == "10"
     assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "encoder,token"}
-    assert rows["default"].parts(()) == ["encoder", "decoder"]
-    assert rows["default"].parts(more) == ["encoder", "token"]
+    assert rows["tolerance-0.25"].parts(()) == ["encoder", "decoder"]
+    assert rows["tolerance-0.25"].parts(more) == ["encoder", "token"]
     assert rows["token-only"].parts(more) == ["token"]
 
 
@@ -121,24 +121,24 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
     "line, message",
     [
         ("budgets-0.5\t\t", "row 'budgets-0.5' is none of"),
-        ("default\t\t", "row 'default' stands twice"),
+        ("tolerance-0.25\t\t", "row 'tolerance-0.25' stands twice"),
         (
             "static\t--sd-static-path {path}\t",
             "{path} is none of {keep}, {seed}, {static-path}, {start-path}, {fitted}",
         ),
-        ("static\t\t--finetune-from-model {fitted:default}", "{fitted:default}: expected {fitted:FLOPs}"),
+        ("static\t\t--finetune-from-model {fitted:barrier}", "{fitted:barrier}: expected {fitted:FLOPs}"),
         ("static\t\t--finetune-from-model {fitted}", "{fitted}: expected {fitted:FLOPs}, such as {fitted:0.7}"),
         ("static\t--sd-random-keep {keep:barrier}\t", "FLOPs of 'barrier', which is no trained row above"),
-        ("static\t--sd-random-keep {keep:dense-trained}\t", "FLOPs of 'dense-trained', which is no trained row above"),
-        ("static\t--sd-random-seed {seed:default}\t", "{seed:default} is none of"),
+        ("static\t--sd-random-keep {keep:dense-trained-on}\t", "FLOPs of 'dense-trained-on', which is no trained row above"),
+        ("static\t--sd-random-seed {seed:barrier}\t", "{seed:barrier} is none of"),
         ("random-deployed\t--sd-policy random\t\tbarrier", "weights of 'barrier', which is no trained row above"),
-        ("barrier\t\t\t\tdefault", "5 columns"),
+        ("barrier\t\t\t\tdense", "5 columns"),
         ("barrier\t--sd-policy 'random\t", "No closing quotation"),
     ],
 )
 def test_a_row_that_cannot_be_made_is_named(tools, tmp_path, line, message):
     table = tmp_path / "rows.tsv"
-    table.write_text(f"dense\t\t--criterion c\ndefault\n{line}\n")
+    table.write_text(f"dense\t\t--criterion c\ntolerance-0.25\n{line}\n")
     with pytest.raises(tools["recipe"].RecipeError) as caught:
         tools["recipe"].read_rows(str(table))
     assert str(caught.value).startswith(f"{table}:3: ") and message in str(caught.value)
@@ -148,10 +148,10 @@ def test_a_row_that_cannot_be_made_is_named(tools, tmp_path, line, message):
     "lines, message",
     [
         (["dense\t\t\tbase", "barrier"], None),
-        (["default", "barrier"], "no row 'dense'"),
+        (["tolerance-0.25", "barrier"], "no row 'dense'"),
         (
             ["dense\t\t\tbase", "static\t--sd-static-path {static-path}"],
-            "FLOPs of 'default', which is no trained row above",
+            "FLOPs of 'tolerance-0.25', which is no trained row above",
         ),
     ],
 )
@@ -218,13 +218,13 @@ def made(tools, tmp_path_factory):
     table = folder / "rows.tsv"
     text = (FOLDER / "rows.tsv").read_text()
     text = text.replace(
-        "{keep} --sd-random-seed {seed}\t\tdefault", "{keep:default} --sd-random-seed {seed}\t\tdefault"
+        "{keep} --sd-random-seed {seed}\t\ttolerance-0.25", "{keep:tolerance-0.25} --sd-random-seed {seed}\t\ttolerance-0.25"
     )
-    assert "{keep:default}" in text
+    assert "{keep:tolerance-0.25}" in text
     table.write_text(text + "budget-2\t\t--sd-mode budget --sd-flops-budget 2\n")
     arguments = ["--data", folder / "prepared" / "data-bin", "--base", folder / "start" / "base.pt"]
     arguments += ["--out", folder / "out", "--results", folder / "results", "--seeds", "3", "--updates", "5"]
-    arguments += ["--subset", "valid", "--rows", "budget-2,default,random-deployed", "--table", table]
+    arguments += ["--subset", "valid", "--rows", "budget-2,tolerance-0.25,random-deployed", "--table", table]
     arguments += ["--search-examples", "10", "--training-options", "--log-interval 1"]
     arguments = list(map(str, arguments))
     real = tools["steps"].run_command
@@ -286,9 +286,9 @@ def results_of(folder):
 def test_the_grid_makes_every_row_and_a_failure_neither_stops_it_nor_is_lost(made):
     results = results_of(made["folder"])
     assert made["code"] == 1
-    assert set(results) == {"dense-3", "budget-2-3", "default-3", "random-deployed-3"}
+    assert set(results) == {"dense-3", "budget-2-3", "tolerance-0.25-3", "random-deployed-3"}
     assert "--sd-flops-budget 2.0 is not in (0, 1]" in results["budget-2-3"]["failed"]
-    dense, default, deployed = (results[f"{name}-3"] for name in ("dense", "default", "random-deployed"))
+    dense, default, deployed = (results[f"{name}-3"] for name in ("dense", "tolerance-0.25", "random-deployed"))
     assert dense["flops_generation"] == 1 and default["flops_generation"] < 0.99
     assert any("--sd-initial-path encoder_attention==" in command for command in default["command"])
     assert default["dense_rougeL"] == deployed["dense_rougeL"] == dense["rougeL"]
@@ -318,7 +318,7 @@ def test_no_result_tells_of_this_machine_and_every_command_is_there(made):
     deployed = results_of(made["folder"])["random-deployed-3"]["command"]
     trained = [command for command in deployed if "fairseq_cli.train" in command]
     assert not any("$OUT/random-deployed-3" in command for command in trained)
-    assert "--path $OUT/default-3/checkpoint_last.pt" in deployed[-1]
+    assert "--path $OUT/tolerance-0.25-3/checkpoint_last.pt" in deployed[-1]
 
 
 def test_a_second_call_makes_only_what_failed(made, tools, monkeypatch):
@@ -343,7 +343,7 @@ def test_a_second_call_makes_only_what_failed(made, tools, monkeypatch):
 
 @pytest.mark.parametrize("place", ["--results", "--out"])
 def test_what_was_made_with_other_settings_is_refused_not_reused(made, tools, tmp_path, capsys, place):
-    arguments = [*made["arguments"], "--updates", "6", "--rows", "default"]
+    arguments = [*made["arguments"], "--updates", "6", "--rows", "tolerance-0.25"]
     if place == "--out":  # the weights are there, the results are not
         arguments += ["--results", str(tmp_path / "elsewhere")]
     before = results_of(made["folder"])
@@ -363,10 +363,10 @@ def test_what_many_rows_need_fails_once_and_each_of_them_says_so(made, tools, tm
 
     monkeypatch.setattr(tools["grid"], "run_command", fail)
     elsewhere = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
-    assert tools["run"].main([*made["arguments"], *elsewhere, "--rows", "default,barrier"]) == 1
+    assert tools["run"].main([*made["arguments"], *elsewhere, "--rows", "tolerance-0.25,barrier"]) == 1
     assert len(ran) == 1  # dense, which the others are compared with
     failed = {path.stem: json.loads(path.read_text())["failed"] for path in (tmp_path / "results").glob("*.json")}
-    assert set(failed) == {"dense-3", "default-3", "barrier-3"}
+    assert set(failed) == {"dense-3", "tolerance-0.25-3", "barrier-3"}
     assert set(failed.values()) == {"$OUT/dense-3/valid: no room"}
 
 
@@ -377,7 +377,7 @@ def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
     assert main([str(made["folder"] / "results"), "--plot", str(tmp_path / "plot.png")]) == 0
     output = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
-    assert rows[:7] == ["row", rows[1], "dense", "default", "budget-2", "random-deployed", "% skipped"]
+    assert rows[:7] == ["row", rows[1], "dense", "tolerance-0.25", "budget-2", "random-deployed", "% skipped"]
     assert "- budget-2, seed 3: " in output and (tmp_path / "plot.png").stat().st_size > 1000
 
 
@@ -388,22 +388,22 @@ def test_where_policies_start_is_nothing_to_the_base_itself(made, tools):
     grid.inputs = {name: settings[name] for name in grid.inputs}  # another test has written the base's file anew
     assert grid.is_finished("dense", 3)
     with pytest.raises(tools["recipe"].RecipeError, match="start_flops"):
-        grid.is_finished("default", 3)
+        grid.is_finished("tolerance-0.25", 3)
 
 
 def test_a_row_says_what_trained_it_wherever_it_is_generated(made, tools):
     run = tools["run"]
     grid = run.build_grid(run.build_parser().parse_args([*map(str, made["arguments"])]))
-    marker = made["folder"] / "out" / "default-3" / "trained"
+    marker = made["folder"] / "out" / "tolerance-0.25-3" / "trained"
     before = marker.read_text()
     assert json.loads(before)["device"] == "CPU" and "torch" in json.loads(before)["versions"]
     try:
         marker.write_text('{"device": "a GPU", "versions": {"torch": "1"}}')
-        for row in ("default", "random-deployed"):  # the latter deploys the former's weights
+        for row in ("tolerance-0.25", "random-deployed"):  # the latter deploys the former's weights
             assert grid.find_training(grid.rows[row], 3) == ("a GPU", {"torch": "1"})
         assert grid.find_training(grid.rows["dense"], 3)[0] == "CPU"
         marker.write_text("true")  # by an earlier version
-        assert grid.find_training(grid.rows["default"], 3)[0] == "CPU"
+        assert grid.find_training(grid.rows["tolerance-0.25"], 3)[0] == "CPU"
     finally:
         marker.write_text(before)
 
@@ -418,17 +418,17 @@ def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tool
 
     monkeypatch.setattr(tools["grid"], "run_command", run)
     before = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
-    arguments = [*made["arguments"], "--rows", "default", "--rounds", "2", "--output", str(tmp_path / "time.json")]
+    arguments = [*made["arguments"], "--rows", "tolerance-0.25", "--rounds", "2", "--output", str(tmp_path / "time.json")]
     assert timing.main(arguments) == 0
     assert len(order) == 4 and order[:2] == order[2:] and order[0] != order[1]
     found = json.loads((tmp_path / "time.json").read_text())
-    assert set(found["seconds"]) == {"dense-3", "default-3"} and found["device"] == "CPU"
+    assert set(found["seconds"]) == {"dense-3", "tolerance-0.25-3"} and found["device"] == "CPU"
     for name, values in found["seconds"].items():
         assert len(values) == 2 and sorted(values)[0] <= found["medians"][name] <= sorted(values)[1]
-    ratio = found["medians"]["dense-3"] / found["medians"]["default-3"]
-    assert found["times_as_fast"] == {"dense-3": 1, "default-3": pytest.approx(ratio, abs=0.001)}
-    made_by = generations(results_of(made["folder"])["default-3"])[-1]
-    assert found["commands"]["default-3"] == made_by and str(made["folder"]) not in json.dumps(found)
+    ratio = found["medians"]["dense-3"] / found["medians"]["tolerance-0.25-3"]
+    assert found["times_as_fast"] == {"dense-3": 1, "tolerance-0.25-3": pytest.approx(ratio, abs=0.001)}
+    made_by = generations(results_of(made["folder"])["tolerance-0.25-3"])[-1]
+    assert found["commands"]["tolerance-0.25-3"] == made_by and str(made["folder"]) not in json.dumps(found)
     after = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
     assert after == before
 

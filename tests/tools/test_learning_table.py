@@ -89,41 +89,41 @@ def show(folder, capsys):
 
 
 def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, capsys):
-    runs = [result("default", 1, 29.5, 0.7), result("default", 2, 30.0, 0.75), result("default", 3, 31.1, 0.8)]
+    runs = [result("tolerance-0.25", 1, 29.5, 0.7), result("tolerance-0.25", 2, 30.0, 0.75), result("tolerance-0.25", 3, 31.1, 0.8)]
     runs[0]["updates_to_converge"] = None
     write(tmp_path, result("dense", 1, 31.0, 1), *runs)
     grid, skipped = tables(show(tmp_path, capsys))
-    row = grid["default"]
+    row = grid["tolerance-0.25"]
     assert row["seeds"] == "1, 2, 3" and row["R-L"] == "30.20 (29.50-31.10)" and row["R-L - dense"] == "-0.80"
     assert row["significant loss"] == "1 of 3" and row["FLOPs"] == "0.750" and row["FLOPs (paper)"] == "0.650"
     assert row["FLOPs (corpus)"] == "-"  # older results are without what it is made of
     assert row["updates to converge"] == "100" and row["violation"] == "-0.010" and row["distinct paths"] == "7"
     assert grid["dense"]["R-L"] == "31.00" and grid["dense"]["R-L - dense"] == ""
-    assert list(skipped) == ["default"] and list(skipped["default"].values())[1:] == [
+    assert list(skipped) == ["tolerance-0.25"] and list(skipped["tolerance-0.25"].values())[1:] == [
         "10.0", "20.0", "25.0", "50.0", "12.5",
     ]  # fmt: skip
 
 
 def test_the_brief_table_holds_the_cells_of_the_whole_one(tmp_path, capsys):
-    rows = [result("dense", 1, 31.0, 1), result("default", 1), result("static", 1, 29.0), failure("joint", 1)]
+    rows = [result("dense", 1, 31.0, 1), result("tolerance-0.25", 1), result("static-0.79", 1, 29.0), failure("joint-budget-0.7", 1)]
     write(tmp_path, *rows)
     (whole, _) = tables(show(tmp_path, capsys))
     assert main([str(tmp_path), "--tables", "brief"]) == 0
     (brief,) = tables(capsys.readouterr().out)
-    assert set(brief) == {"default", "static", "joint"}
+    assert set(brief) == {"tolerance-0.25", "static-0.79", "joint-budget-0.7"}
     for name, cells in brief.items():
         assert len(cells) == 7 and cells.items() <= whole[name].items()
 
 
 def test_flops_of_the_corpus_are_a_ratio_of_sums(tmp_path, capsys):
-    runs = [result("default", seed, gflops_per_example=g, gflops_per_example_dense=4.0) for seed, g in ((1, 3), (2, 2))]
+    runs = [result("tolerance-0.25", seed, gflops_per_example=g, gflops_per_example_dense=4.0) for seed, g in ((1, 3), (2, 2))]
     write(tmp_path, result("dense", 1, 31.0, 1), *runs)
-    assert tables(show(tmp_path, capsys))[0]["default"]["FLOPs (corpus)"] == "0.625"
+    assert tables(show(tmp_path, capsys))[0]["tolerance-0.25"]["FLOPs (corpus)"] == "0.625"
 
 
 def test_the_table_is_the_same_in_whatever_order_the_files_come(tmp_path, capsys):
-    names = ["dense", "default", "tolerance-0.02", "tolerance-0.1", "budget-0.5", "budget-0.8", "random-matched"]
-    runs = [result(name, seed, 25.0 + seed) for name in names for seed in (1, 2)] + [failure("static", 1)]
+    names = ["dense", "tolerance-0.25", "tolerance-0.02", "tolerance-0.1", "budget-0.5", "budget-0.8", "random-0.79"]
+    runs = [result(name, seed, 25.0 + seed) for name in names for seed in (1, 2)] + [failure("static-0.79", 1)]
     shown = []
     for shuffle in range(3):
         folder = tmp_path / str(shuffle)
@@ -131,7 +131,7 @@ def test_the_table_is_the_same_in_whatever_order_the_files_come(tmp_path, capsys
         write(folder, *random.Random(shuffle).sample(runs, len(runs)))
         shown.append(show(folder, capsys))
     assert shown[0] == shown[1] == shown[2]
-    assert list(tables(shown[0])[0]) == [*names, "static"]
+    assert list(tables(shown[0])[0]) == [*names, "static-0.79"]
 
 
 def test_numbers_in_names_sort_as_numbers():
@@ -170,22 +170,22 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken, message", BROKEN)
 def test_a_broken_file_is_named_in_one_line_and_no_table_is_printed(tmp_path, capsys, broken, message):
-    write(tmp_path, broken, result("default", 1))
+    write(tmp_path, broken, result("tolerance-0.25", 1))
     assert main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
-@pytest.mark.parametrize("second", [result("default", 1, 29.0), failure("default", 1)])
+@pytest.mark.parametrize("second", [result("tolerance-0.25", 1, 29.0), failure("tolerance-0.25", 1)])
 def test_the_same_row_and_seed_twice_is_refused(tmp_path, capsys, second):
-    write(tmp_path, result("default", 1), second)
+    write(tmp_path, result("tolerance-0.25", 1), second)
     assert main([str(tmp_path)]) == 1
-    assert "1.json: row default, seed 1 is also in" in capsys.readouterr().err
+    assert "1.json: row tolerance-0.25, seed 1 is also in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["subset", "updates", "max_tokens", "data", "base"])
 def test_rows_that_were_not_made_alike_are_refused(tmp_path, capsys, name):
-    other = result("default", 1, settings={**SETTINGS, name: "other"})
+    other = result("tolerance-0.25", 1, settings={**SETTINGS, name: "other"})
     write(tmp_path, result("dense", 1, 31, 1), other)
     assert main([str(tmp_path)]) == 1
     assert f"has {name} 'other'" in capsys.readouterr().err
@@ -203,16 +203,16 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
 
 
 def test_what_is_written_is_read_back_and_what_is_wrong_is_not_written(tmp_path):
-    write_result(str(tmp_path / "new" / "a.json"), result("default", 1))
-    assert read_results(str(tmp_path / "new")) == [result("default", 1)]
+    write_result(str(tmp_path / "new" / "a.json"), result("tolerance-0.25", 1))
+    assert read_results(str(tmp_path / "new")) == [result("tolerance-0.25", 1)]
     with pytest.raises(ResultError):
-        write_result(str(tmp_path / "new" / "b.json"), {"row": "default", "seed": 1})
+        write_result(str(tmp_path / "new" / "b.json"), {"row": "tolerance-0.25", "seed": 1})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
 
 
 def test_the_picture_is_written_whole_or_not_at_all(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    write(tmp_path, result("dense", 1, 31, 1), result("budget-0.5", 1), result("budget-0.8", 1), failure("static", 1))
+    write(tmp_path, result("dense", 1, 31, 1), result("budget-0.5", 1), result("budget-0.8", 1), failure("static-0.79", 1))
     assert main([str(tmp_path), "--plot", str(tmp_path / "plot.png")]) == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "folder.png").mkdir()
@@ -302,12 +302,12 @@ def checked(difference):
 
 def test_the_deployed_violation_has_its_interval_or_the_seeds_lowest_and_highest(tmp_path, capsys):
     first = [result("dense", 1), result("barrier", 1), result("tolerance-0.4", 1, **checked(-0.02))]
-    write(tmp_path, *first, *(result("default", seed, **checked(0.01 * seed)) for seed in (1, 2, 3)))
+    write(tmp_path, *first, *(result("tolerance-0.25", seed, **checked(0.01 * seed)) for seed in (1, 2, 3)))
     (grid, _) = tables(show(tmp_path, capsys))
     shown = {name: row["violation (deployed)"] for name, row in grid.items()}
-    assert shown["default"] == "+0.020 (+0.010 to +0.030)" and shown["tolerance-0.4"] == "-0.020 [-0.030, -0.010]"
+    assert shown["tolerance-0.25"] == "+0.020 (+0.010 to +0.030)" and shown["tolerance-0.4"] == "-0.020 [-0.030, -0.010]"
     assert shown["dense"] == shown["barrier"] == "-"
-    write(tmp_path, result("default", 1, constraint={"violation": {"difference": 0.1, "low": 0.0}}))
+    write(tmp_path, result("tolerance-0.25", 1, constraint={"violation": {"difference": 0.1, "low": 0.0}}))
     assert main([str(tmp_path)]) == 1
     assert "'constraint' 'violation' 'high' is None, expected int or float" in capsys.readouterr().err
 
@@ -321,13 +321,13 @@ def noise(tmp_path, **changes):
 
 
 def test_an_estimators_noise_stands_beside_its_row(tmp_path, capsys):
-    write(tmp_path, result("dense", 1), result("default", 1, 30.0, 0.75, **checked(0.02)), failure("score-function", 1))
+    write(tmp_path, result("dense", 1), result("tolerance-0.25", 1, 30.0, 0.75, **checked(0.02)), failure("score-function", 1))
     options = [str(tmp_path), "--tables", "estimators", "--noise", str(noise(tmp_path))]
     assert main(options) == 0
     (found,) = tables(capsys.readouterr().out)
     assert list(found) == ["reinmax", "leave-one-out-2", "score-function"]
     row = found["reinmax"]
-    assert row["row"] == "default" and row["FLOPs"] == "0.750" and row["R-L - dense"] == "-1.00"
+    assert row["row"] == "tolerance-0.25" and row["FLOPs"] == "0.750" and row["R-L - dense"] == "-1.00"
     assert row["violation (deployed)"] == "+0.020 [+0.010, +0.030]"
     assert row["noise / signal"] == "2.00" and row["noise / signal x seconds"] == "3.00"
     assert found["leave-one-out-2"]["row"] == found["leave-one-out-2"]["FLOPs"] == ""
@@ -351,23 +351,23 @@ def test_rows_are_compared_pairwise_by_example_and_seed(tmp_path, capsys):
     base = [generator.uniform(0, 100, 1000).round(2).tolist() for _ in range(2)]
     better = [(np.array(one) + 2 + generator.normal(0, 8, 1000)).tolist() for one in base]
     for seed in (1, 2):
-        (tmp_path / f"a{seed}.json").write_text(json.dumps(result("default", seed, rougeL_by_example=base[seed - 1])))
-        row = result("static", seed, flops=0.75, rougeL_by_example=better[seed - 1])
+        (tmp_path / f"a{seed}.json").write_text(json.dumps(result("tolerance-0.25", seed, rougeL_by_example=base[seed - 1])))
+        row = result("static-0.79", seed, flops=0.75, rougeL_by_example=better[seed - 1])
         (tmp_path / f"b{seed}.json").write_text(json.dumps(row))
     (tmp_path / "c.json").write_text(json.dumps(result("barrier", 1)))  # an older result, without scores
-    found = compare(tmp_path, capsys, "default")
-    assert set(found) == {"static"} and found["static"]["seeds"] == "1, 2"
-    assert found["static"]["FLOPs - default"] == "-0.050"
-    each = [read_interval(text) for text in found["static"]["R-L - default, each seed"].split(";")]
+    found = compare(tmp_path, capsys, "tolerance-0.25")
+    assert set(found) == {"static-0.79"} and found["static-0.79"]["seeds"] == "1, 2"
+    assert found["static-0.79"]["FLOPs - tolerance-0.25"] == "-0.050"
+    each = [read_interval(text) for text in found["static-0.79"]["R-L - tolerance-0.25, each seed"].split(";")]
     for seed, (difference, low, high) in enumerate(each):
         differences = np.array(better[seed]) - base[seed]
         margin = 1.96 * differences.std() / 1000**0.5
         assert difference == pytest.approx(differences.mean(), abs=0.006)
         assert [low, high] == pytest.approx([differences.mean() - margin, differences.mean() + margin], abs=0.1)
-    difference, low, high = read_interval(found["static"]["all seeds"])
+    difference, low, high = read_interval(found["static-0.79"]["all seeds"])
     assert difference == pytest.approx(np.mean([each[0][0], each[1][0]]), abs=0.01)
     assert high - low < 0.85 * min(one[2] - one[1] for one in each)  # two seeds' noise is independent here
-    backwards = read_interval(compare(tmp_path, capsys, "static")["default"]["all seeds"])
+    backwards = read_interval(compare(tmp_path, capsys, "static-0.79")["tolerance-0.25"]["all seeds"])
     assert backwards == pytest.approx([-difference, -high, -low], abs=0.02)
 
 
@@ -378,12 +378,12 @@ def test_the_interval_beside_dense_is_that_of_the_comparison_with_dense(tmp_path
         dense = generator.uniform(0, 100, 1000)
         results.append(result("dense", seed, flops=1.0, rougeL_by_example=dense.tolist()))
         changed = dense - 1 + generator.normal(0, 5, 1000)
-        results.append(result("static", seed, rougeL_by_example=changed.tolist()))
+        results.append(result("static-0.79", seed, rougeL_by_example=changed.tolist()))
     write(tmp_path, *results)
     assert main([str(tmp_path), "--against", "dense"]) == 0
     quality, _, compared = tables(capsys.readouterr().out)
-    assert quality["static"]["R-L - dense"] == compared["static"]["all seeds"]
-    assert len(read_interval(quality["static"]["R-L - dense"])) == 3
+    assert quality["static-0.79"]["R-L - dense"] == compared["static-0.79"]["all seeds"]
+    assert len(read_interval(quality["static-0.79"]["R-L - dense"])) == 3
     assert quality["barrier"]["R-L - dense"] == "-0.50"
 
 
@@ -392,16 +392,16 @@ def test_the_interval_beside_dense_is_that_of_the_comparison_with_dense(tmp_path
     [([1.0], "has 1 scores, expected 1000"), ("x", "is 'x', expected list"), ([True] * 1000, "is True, expected int")],
 )
 def test_broken_scores_by_example_are_named(tmp_path, capsys, scores, message):
-    write(tmp_path, result("default", 1, rougeL_by_example=scores))
+    write(tmp_path, result("tolerance-0.25", 1, rougeL_by_example=scores))
     assert main([str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_a_row_that_cannot_be_compared_with_is_one_line(tmp_path, capsys):
-    write(tmp_path, result("default", 1), result("static", 1))
-    assert main([str(tmp_path), "--against", "default"]) == 1
+    write(tmp_path, result("tolerance-0.25", 1), result("static-0.79", 1))
+    assert main([str(tmp_path), "--against", "tolerance-0.25"]) == 1
     captured = capsys.readouterr()
-    assert not captured.out and "--against default: no such row with" in captured.err
+    assert not captured.out and "--against tolerance-0.25: no such row with" in captured.err
 
 
 def test_a_document_is_filled_with_what_the_command_prints_and_keeps_the_rest(tmp_path, capsys, monkeypatch):
@@ -409,10 +409,10 @@ def test_a_document_is_filled_with_what_the_command_prints_and_keeps_the_rest(tm
     scores = [1.0] * 1000
     for name, seeds in (("one", (1, 2)), ("two", (3,))):
         (tmp_path / name).mkdir()
-        pairs = [(row, seed) for row in ("default", "static") for seed in seeds]
+        pairs = [(row, seed) for row in ("tolerance-0.25", "static-0.79") for seed in seeds]
         write(tmp_path / name, *(result(row, seed, rougeL_by_example=scores) for row, seed in pairs))
     around = ["# Title\n\n| a | table |\n", "\n\ntext between\n", "\nthe end\n"]
-    options = ["one --against default", "two --tables skipped,quality"]
+    options = ["one --against tolerance-0.25", "two --tables skipped,quality"]
     blocks = [f"<!-- learning_table {words} -->\n{{}}<!-- /learning_table -->" for words in options]
     old = around[0] + blocks[0].format("") + around[1] + blocks[1].format("\nold\n| rows |\n") + around[2]
     (tmp_path / "README.md").write_text(old)
@@ -454,7 +454,7 @@ def test_a_document_that_cannot_be_filled_is_one_line_and_no_file_changes(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").mkdir()
-    write(tmp_path / "one", result("default", 1))
+    write(tmp_path / "one", result("tolerance-0.25", 1))
     good = "<!-- learning_table one -->\n<!-- /learning_table -->\n"
     (tmp_path / "good.md").write_text(good)
     (tmp_path / "bad.md").write_text(f"text\n{block}\n")

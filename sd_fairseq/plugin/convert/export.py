@@ -30,7 +30,7 @@ from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_f
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.whole_files import whole
+from sd_fairseq.whole_files import check_places, whole
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
 SITE_OF_MODULE = {
@@ -235,6 +235,7 @@ def export(options: argparse.Namespace) -> List[str]:
     Raises:
         InputError: see the functions above.
     """
+    check_places([options.output], [options.checkpoint, options.trace])
     source = read_switchable(options.checkpoint)
     wanted = choose_path(source, options.path, options.trace)
     path = nearest_path(wanted, source.space, source.norms) if options.nearest else wanted

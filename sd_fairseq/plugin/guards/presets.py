@@ -9,8 +9,9 @@ An option that is given wins over either; options of old checkpoints are given, 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from sd_fairseq.plugin.guards.errors import InputError
 
@@ -93,7 +94,7 @@ class Run:
     def of(cls, options: Any) -> "Run":
         """Reads it off the options of a command or a model."""
         return cls(
-            int(getattr(options, "max_update", 0) or 0),
+            int(getattr(options, "max_update", 0) or 0) or hydra_updates(sys.argv),
             getattr(options, "finetune_from_model", None) or None,
             getattr(options, "sd_policy", None) or "network",
         )
@@ -102,6 +103,12 @@ class Run:
     def learns(self) -> bool:
         """True where there is a policy to learn."""
         return self.policy in ("network", "layerwise")
+
+
+def hydra_updates(argv: Sequence[str]) -> int:
+    """Returns the ``optimization.max_update`` on a command line of fairseq-hydra-train, or 0."""
+    found = [word.partition("=")[2] for word in argv if word.startswith("optimization.max_update=")]
+    return int(found[-1]) if found and found[-1].isdigit() else 0
 
 
 def mode_of(preset: str, given: Mapping[str, Any]) -> str:
@@ -215,19 +222,31 @@ def check_effects(given: Mapping[str, Any]) -> None:
     check_preset(preset)
     if given.get("sd_path") is not None:
         raise InputError("--sd-path chooses among the paths of a trained model; in training it is --sd-policy")
-    mode = mode_of(preset, given)
-    policy = given.get("sd_policy") or "network"
     if given.get("sd_flops_budget") is not None and given.get("sd_tolerance") is not None:
         raise InputError("--sd-flops-budget bounds the FLOPs and --sd-tolerance the loss: give one of them")
+    for message in idle_options(given).values():
+        raise InputError(message)
+
+
+def idle_options(given: Mapping[str, Any]) -> Dict[str, str]:
+    """Finds the options that have no effect: name -> what they need.
+
+    Args:
+        given: as :func:`check_effects` takes it.
+    """
+    preset = given.get("sd_preset") or PRESETS[0]
+    mode = mode_of(preset, given)
     estimator = given.get("sd_estimator") or ("score-function" if preset == "paper" else "reinmax")
-    found = {"sd_policy": policy, "sd_estimator": estimator}
+    found = {"sd_policy": given.get("sd_policy") or "network", "sd_estimator": estimator}
+    idle = {}
     for name, modes in _MODES_OF.items():
         if given.get(name) is not None and mode not in modes:
-            raise InputError(f"{flag(name)} has no effect in --sd-mode {mode}; it needs --sd-mode {' or '.join(modes)}")
+            idle[name] = f"{flag(name)} has no effect in --sd-mode {mode}; it needs --sd-mode {' or '.join(modes)}"
     for name, (owner, values) in _BELONGS_TO.items():
         if given.get(name) is not None and found[owner] not in values:
             needed = f"{flag(owner)} {' or '.join(values)}"
-            raise InputError(f"{flag(name)} has no effect with {flag(owner)} {found[owner]}; it needs {needed}")
+            idle[name] = f"{flag(name)} has no effect with {flag(owner)} {found[owner]}; it needs {needed}"
+    return idle
 
 
 def flag(name: str) -> str:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
 from typing import Any, Dict
 
 from fairseq.models import ARCH_MODEL_REGISTRY
-from fairseq.models.bart.model import BARTModel
 from fairseq.tasks import TASK_REGISTRY
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from sd_fairseq.plugin.guards.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.models.fixed_path import NOTATION
 
 DEFAULT_ARCHITECTURE = "switchable_bart"
 PREFIX = "switchable_"
-PATHS = f"learned (the checkpoint's policy), dense, random:KEEP[:SEED], or a path such as {NOTATION}"
 
 
 def obey_architecture_override(cfg: Any) -> None:
@@ -33,51 +29,6 @@ def obey_architecture_override(cfg: Any) -> None:
     wanted = getattr(cfg, "arch", None)
     if isinstance(cfg, argparse.Namespace) and str(wanted).startswith(PREFIX):
         cfg._name = wanted
-
-
-def run_plain_as_switchable(cfg: Any) -> None:
-    """Lets a loaded plain BART run as a switchable model that skips nothing, which the fast generator takes.
-
-    Args:
-        cfg: the options in the checkpoint, flat or fairseq-hydra-train's; changed in place.
-    """
-    name = str(getattr(cfg, "_name", None) or getattr(cfg, "arch", None))
-    if name.startswith(PREFIX) or ARCH_MODEL_REGISTRY.get(name) is not BARTModel:
-        return
-    with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
-        cfg._name = _architecture(name)
-        cfg.arch = cfg._name
-        if getattr(cfg, "sd_policy", None) is None:
-            cfg.sd_policy = "dense"
-
-
-def take_path(cfg: Any, text: str) -> None:
-    """Lets ``--sd-path`` decide in place of the checkpoint's policy.
-
-    Args:
-        cfg: the options in the checkpoint; changed in place.
-        text: see :data:`PATHS`.
-
-    Raises:
-        InputError: none of these.
-    """
-    kind, _, rest = text.partition(":")
-    options: Dict[str, Any] = {}
-    if text == "dense":
-        options = {"sd_policy": "dense"}
-    elif kind == "random":
-        keep, _, seed = rest.partition(":")
-        try:
-            options = {"sd_policy": "random", "sd_random_keep": float(keep), "sd_random_seed": int(seed or 1)}
-        except ValueError:
-            options = {}
-    elif "=" in text:
-        options = {"sd_policy": "static", "sd_static_path": text}
-    if not options and text != "learned":
-        raise InputError(f"--sd-path {text!r}: expected {PATHS}")
-    with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
-        for name, value in options.items():
-            setattr(cfg, name, value)
 
 
 def flat_options(cfg: DictConfig) -> argparse.Namespace:
@@ -138,7 +89,7 @@ def switchable_overrides(path: str) -> Dict[str, Any]:
     flat = content.get("args")
     if flat is not None:
         options = flat.attributes or {}
-        return _differing(options, arch=_architecture(options.get("arch")), task=_task(options.get("task")))
+        return _differing(options, arch=switchable_architecture(options.get("arch")), task=_task(options.get("task")))
     groups = content["cfg"]
     overrides: Dict[str, Any] = {}
     task = groups.get("task")
@@ -146,9 +97,10 @@ def switchable_overrides(path: str) -> Dict[str, Any]:
         overrides["task"] = {"_name": _task(task.get("_name"))}
     model = groups.get("model")
     if isinstance(model, Inert):
-        overrides.update(_differing(model.attributes or {}, arch=_architecture((model.attributes or {}).get("arch"))))
+        options = model.attributes or {}
+        overrides.update(_differing(options, arch=switchable_architecture(options.get("arch"))))
     elif isinstance(model, dict):
-        name = _architecture(model.get("_name"))
+        name = switchable_architecture(model.get("_name"))
         overrides.update({} if name == model.get("_name") else {"model": {"_name": name}})
     return overrides
 
@@ -157,7 +109,7 @@ def _differing(found: Dict[str, Any], **wanted: Any) -> Dict[str, Any]:
     return {key: value for key, value in wanted.items() if value is not None and value != found.get(key)}
 
 
-def _architecture(name: Any) -> str:
+def switchable_architecture(name: Any) -> str:
     """The switchable counterpart of an architecture; sizes come from the checkpoint anyway."""
     if str(name).startswith(PREFIX):
         return str(name)

@@ -68,7 +68,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
         "source tokens, too) or length (a control: none of the text)",
     )
-    add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]")
+    text = "keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]"
+    add("--sd-initial-keep", type=float, metavar="P", help=text)
     add(
         "--sd-initial-path",
         metavar="PATH",

@@ -28,6 +28,7 @@ from sd_fairseq.plugin.predict.shared import (
     write_whole,
 )
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
+from sd_fairseq.whole_files import check_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,7 @@ def classify(options: argparse.Namespace) -> Dict[str, Any]:
         InputError: naming the option or the place in a file.
     """
     check_batch_size(options)
+    check_places([options.output, options.summary], [options.input, options.path])
     predictor, task = load_predictor(options)
     predictions = predictor.predict(read_examples(options.input, task, needs_labels=False), options.batch_size)
     summary = summarise(predictions, task.labels)

@@ -40,6 +40,7 @@ from sd_fairseq.plugin.squad.offsets import bpe_options
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
+from sd_fairseq.whole_files import check_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +220,8 @@ def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
         InputError, SquadError: naming the option or the place in a file.
     """
     check_options(options)
+    outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
+    check_places(outputs, [options.input, options.path])
     questions = read_questions(options.input, needs_answers=False)
     threshold = options.no_answer_threshold
     if threshold is None and has_unanswerable(questions):
