@@ -52,7 +52,7 @@ setup(
         "console_scripts": [
             "sd-rouge=sd_fairseq.evaluation.rouge:main",
             "sd-report=sd_fairseq.evaluation.report:main",
-            "sd-export=sd_fairseq.plugin.export:main",
+            "sd-export=sd_fairseq.plugin.convert.export:main",
             "sd-squad-score=sd_fairseq.evaluation.squad_score:main",
         ]
     },

@@ -17,8 +17,8 @@ from weights import checksum
 
 from sd_fairseq.cost.path_flops import Lengths, relative_flops
 from sd_fairseq.plugin.generation.fast_model import FastModel
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,16 +1,11 @@
-"""Files that are whole or absent: written beside their place, then renamed.
-
-Links are followed, so that a link stays one; what is no regular file (a device, a pipe) is written straight into, for a
-rename would put a file in its place.
-"""
+"""Files that are whole or absent: written beside their place, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import contextmanager
-from typing import IO, Any, Iterator, Optional
+from typing import Any, Iterator
 
 
 @contextmanager
@@ -18,60 +13,18 @@ def whole(path: str) -> Iterator[str]:
     """Gives a path to write to; when the block ends it becomes ``path``, when it raises it is removed.
 
     Args:
-        path: the file's place; what stood there stays until the end, and its mode for good.
+        path: the file's place; what stood there stays until the end.
 
     Raises:
         OSError: it cannot be renamed.
     """
-    place = os.path.realpath(path)
-    if os.path.exists(place) and not os.path.isfile(place):
-        yield place
-        return
-    part = f"{place}.{os.getpid()}.part"
+    part = f"{path}.{os.getpid()}.part"
     try:
         yield part
-        if os.path.exists(place):
-            shutil.copymode(place, part)
-        os.replace(part, place)
+        os.replace(part, path)
     finally:
         if os.path.exists(part):
             os.remove(part)
-
-
-class GrowingFile:
-    """Lines that are on disk as soon as they are written; the file has its name from :meth:`finish` on.
-
-    Args:
-        path: its place; what stood there stays until the end.
-
-    Raises:
-        OSError: it cannot be written, found out here and now.
-    """
-
-    def __init__(self, path: str):
-        self.place = os.path.realpath(path)
-        self.direct = os.path.exists(self.place) and not os.path.isfile(self.place)
-        self.part = self.place if self.direct else f"{self.place}.{os.getpid()}.part"
-        if os.path.isdir(self.place):
-            raise IsADirectoryError(21, "Is a directory", path)
-        self.stream: Optional[IO[str]] = open(self.part, "w", encoding="utf-8")
-
-    def write(self, text: str) -> None:
-        """Adds whole lines."""
-        if self.stream is not None:
-            self.stream.write(text)
-            self.stream.flush()
-
-    def finish(self) -> None:
-        """Gives the file its name; calling it again does nothing."""
-        if self.stream is None:
-            return
-        self.stream.close()
-        self.stream = None
-        if not self.direct:
-            if os.path.exists(self.place):
-                shutil.copymode(self.place, self.part)
-            os.replace(self.part, self.place)
 
 
 def write_text(path: str, text: str) -> None:

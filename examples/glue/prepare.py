@@ -2,7 +2,7 @@
 
 OUT/input0, OUT/input1   dict.txt and {train,valid,test}.{bin,idx} of the first and, of pairs, the second text
 OUT/label                the same for the labels, whose order is the order of the head's outputs
-OUT/valid.jsonl          of --hash-split: the held-out examples as raw text, for sd_fairseq.plugin.predict_sentences
+OUT/valid.jsonl          of --hash-split: the held-out examples as raw text, for sd_fairseq.plugin.predict.sentences
 OUT/prepared.json        where everything came from, counts, and how to encode new text the same way
 
     prepare.py RTE OUT --train train.tsv --valid dev.tsv --bpe gpt2 --gpt2-folder FOLDER     as BART's recipe
@@ -25,8 +25,8 @@ import sentencepiece
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.sentence_files import TASKS, Example, SentenceTask, read_examples, shorten
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.predict.sentence_files import TASKS, Example, SentenceTask, read_examples, shorten
 
 MADE_BY = "prepared.json"
 Encode = Callable[[str], str]

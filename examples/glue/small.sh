@@ -37,7 +37,7 @@ train() { # NAME UPDATES LR [more options]: trains, and notes the command
 
 predict() { # ROW: scores the last checkpoint (never the best one on the scored file) and records the result
   local row=$1
-  local command=(sd_fairseq.plugin.predict_sentences "$data" --path "$out/$row/checkpoint_last.pt" --input "$raw")
+  local command=(sd_fairseq.plugin.predict.sentences "$data" --path "$out/$row/checkpoint_last.pt" --input "$raw")
   [[ -z ${COLUMNS_OF:-} ]] || read -ra columns <<<"$COLUMNS_OF"
   [[ -z ${COLUMNS_OF:-} ]] || command+=(--columns "${columns[@]}" --label-column "$LABEL_OF")
   "$python" -m "${command[@]}" --output "$out/$row.jsonl" --summary "$out/$row.summary.json"
@@ -46,7 +46,7 @@ predict() { # ROW: scores the last checkpoint (never the best one on the scored 
     cat "$out/$row.command" && echo
     echo "python -m ${command[*]}" | sed "s|$raw|$(basename "$raw")|g"
   } | sed "s|$package|sd_fairseq|g" >"$out/$row.commands"
-  "$python" -m sd_fairseq.evaluation.understanding_table "$out/results" --record "$task-$row-$seed" --task "$task" \
+  "$python" "${package%/*}/tools/understanding_table.py" "$out/results" --record "$task-$row-$seed" --task "$task" \
     --row "$row" --seed "$seed" --summary "$out/$row.summary.json" --commands "$out/$row.commands"
 }
 
@@ -61,4 +61,4 @@ train dense "$updates" "$lr" --sd-policy dense --finetune-from-model "$base"
 predict dense
 train switchable "$updates" "$lr" --finetune-from-model "$base"
 predict switchable
-"$python" -m sd_fairseq.evaluation.understanding_table "$out/results"
+"$python" "${package%/*}/tools/understanding_table.py" "$out/results"

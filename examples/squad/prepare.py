@@ -23,7 +23,7 @@ from typing import Any, Dict, List
 import sentencepiece
 
 from sd_fairseq.evaluation.squad_data import Question, SquadError, read_questions
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.squad.offsets import GPT2_FILES, SENTENCEPIECE_FILE, load_tokeniser
 
 MADE_BY = "prepared.json"

@@ -31,7 +31,7 @@ train() { # NAME UPDATES LR [more options]: trains, and notes the command
 
 predict() { # ROW: answers with the last checkpoint (never the best one on the scored file) and records the results
   local row=$1 metric
-  local command=(sd_fairseq.plugin.predict_squad "$data" --path "$out/$row/checkpoint_last.pt" --input "$dev")
+  local command=(sd_fairseq.plugin.predict.squad "$data" --path "$out/$row/checkpoint_last.pt" --input "$dev")
   "$python" -m "${command[@]}" --output "$out/$row.predictions.json" --decisions "$out/$row.decisions.jsonl" \
     --summary "$out/$row.summary.json"
   {
@@ -42,7 +42,7 @@ predict() { # ROW: answers with the last checkpoint (never the best one on the s
     echo "python -m ${command[*]}" | sed "s|$dev|$(basename "$dev")|g"
   } >"$out/$row.commands"
   for metric in exact f1; do
-    "$python" -m sd_fairseq.evaluation.understanding_table "$out/results" --task "$task" --row "$row" --seed "$seed" \
+    "$python" "${package%/*}/tools/understanding_table.py" "$out/results" --task "$task" --row "$row" --seed "$seed" \
       --record "$(tr 'A-Z .' 'a-z--' <<<"$task")-$metric-$row-$seed" --metric "$metric" \
       --summary "$out/$row.summary.json" --commands "$out/$row.commands"
   done
@@ -60,4 +60,4 @@ train dense "$updates" 2e-4 --sd-policy dense --finetune-from-model "$base"
 predict dense
 train switchable "$updates" 2e-4 --finetune-from-model "$base"
 predict switchable
-"$python" -m sd_fairseq.evaluation.understanding_table "$out/results"
+"$python" "${package%/*}/tools/understanding_table.py" "$out/results"

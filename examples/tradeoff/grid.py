@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import learning_results
 import torch
 from recipe import (
     BASE,
@@ -24,12 +25,11 @@ from recipe import (
     train_command,
 )
 from steps import StepError, find_difference, locked, read_json, run_command, say, write_json
+from understanding_table import find_versions
 
 from sd_fairseq.decision.trace import read_trace
-from sd_fairseq.evaluation import learning_results
 from sd_fairseq.evaluation.report import read_system
 from sd_fairseq.evaluation.skip_report import summarise_trace
-from sd_fairseq.evaluation.understanding_table import find_versions
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TUNED_ON = "valid"  # where the FLOPs to be matched are found: nothing is chosen on what is reported
@@ -201,7 +201,7 @@ class Grid:
         """Returns the keep-probability at which random decisions cost what a row's do on valid."""
         self.generate(name, seed, TUNED_ON)
         folder = "$OUT/{}-{}".format(name, seed)
-        command = ["python", "-m", "sd_fairseq.plugin.match_random", "$DATA", "--path", folder + "/checkpoint_last.pt"]
+        command = ["python", "-m", "sd_fairseq.study.match_random", "$DATA", "--path", folder + "/checkpoint_last.pt"]
         command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON)]
         output = self.resolve(folder + "/keep.txt")
         self.commands[output] = render(command, folder + "/keep.txt")

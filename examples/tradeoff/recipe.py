@@ -10,8 +10,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from sd_fairseq.evaluation.row_names import row_order
-from sd_fairseq.plugin.presets import idle_options
+from row_names import row_order
+
+from sd_fairseq.plugin.guards.presets import idle_options
 
 # Every row, dense too: the same data order, updates, optimizer and search.
 TRAINING = (
@@ -60,7 +61,7 @@ class Row:
     """One row of rows.tsv.
 
     Args:
-        name: see :data:`sd_fairseq.evaluation.row_names.FAMILIES`.
+        name: see :data:`tools/row_names.FAMILIES`.
         model: options of the model; may hold :data:`PLACEHOLDERS`.
         criterion: options of the criterion, after the common ones.
         weights: row whose weights are deployed, "base" for the base's own, or "" for a row that is trained.
@@ -253,7 +254,7 @@ def search_command(settings: Settings, output: str, examples: int, lowest: float
         sample: how they are chosen, see path_search.
     """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
-    command = ["python", "-m", "sd_fairseq.plugin.path_search", "$DATA", "--path", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.study.path_search", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
     command += ["--sample", sample]
     command += ["--lowest", str(lowest), "--output", output]
@@ -270,7 +271,7 @@ def fit_command(settings: Settings, flops: str, output: str, examples: int) -> L
         examples: of train, for the search.
     """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
-    command = ["python", "-m", "sd_fairseq.plugin.policy_fit", "$DATA", "--path", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.study.policy_fit", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--search-examples", str(examples)]
     command += ["--flops", flops, "--output", output + ".pt", "--report", output + ".json"]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
@@ -279,7 +280,7 @@ def fit_command(settings: Settings, flops: str, output: str, examples: int) -> L
 def constraint_command(row: Row, seed: int, settings: Settings, output: str) -> List[str]:
     """Returns the check of a trained row's deployed paths against the base's dense path, on pairs of train."""
     place = "$OUT/{}-{}/checkpoint_last.pt".format(row.name, seed)
-    command = ["python", "-m", "sd_fairseq.plugin.constraint_check", "$DATA", "--path", place, "--reference", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.study.constraint_check", "$DATA", "--path", place, "--reference", "$BASE"]
     command += ["--tolerance", last_value(row.ordered(settings.policy), "--sd-tolerance")]
     command += ["--gen-subset", "train", "--examples", CHECKED, "--output", output]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])

@@ -30,7 +30,7 @@ def read_base(path: str) -> Any:
     """
     from fairseq import checkpoint_utils
 
-    from sd_fairseq.plugin.preflight import check_checkpoint
+    from sd_fairseq.plugin.guards.preflight import check_checkpoint
 
     check_checkpoint(path, "--base")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)

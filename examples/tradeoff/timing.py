@@ -19,10 +19,10 @@ from grid import Grid  # noqa: E402
 from recipe import BASE, RecipeError, generate_command, render  # noqa: E402
 from run import build_grid, build_parser  # noqa: E402
 from steps import StepError, say, write_json  # noqa: E402
+from understanding_table import find_versions  # noqa: E402
 
 from sd_fairseq.decision.trace import read_trace  # noqa: E402
 from sd_fairseq.evaluation.skip_report import summarise_trace  # noqa: E402
-from sd_fairseq.evaluation.understanding_table import find_versions  # noqa: E402
 
 
 def time_row(grid: Grid, name: str, seed: int) -> float:

@@ -2,10 +2,10 @@
 
 import sys
 
-from sd_fairseq.plugin.compatibility import prepare_environment, quieten_foreign_warnings
-from sd_fairseq.plugin.errors import install_one_line_errors
-from sd_fairseq.plugin.preflight import check_command_line
-from sd_fairseq.plugin.short_log import install as install_short_log
+from sd_fairseq.plugin.guards.compatibility import prepare_environment, quieten_foreign_warnings
+from sd_fairseq.plugin.guards.errors import install_one_line_errors
+from sd_fairseq.plugin.guards.preflight import check_command_line
+from sd_fairseq.plugin.repairs.short_log import install as install_short_log
 
 install_one_line_errors()
 prepare_environment()

@@ -23,7 +23,7 @@ TRAINING = [
     *("--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "1"),
 ]
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion"]
+SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--sd-preset", "paper"]
 
 
 def fairseq(command, *arguments, check=True, stdin=""):
@@ -84,16 +84,7 @@ class Pipeline:
         plain = ["--arch", "bart_base", "--criterion", "label_smoothed_cross_entropy", "--max-update", "3"]
         self.train("base", *plain)
         options = ["--restore-file", self.base, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]
-        policy = [
-            "--sd-policy-lr",
-            "0.02",
-            "--sd-multiplier-floor",
-            "0",
-            "--sd-mode",
-            "fixed",
-            "--sd-fixed-weight",
-            "20",
-        ]
+        policy = ["--sd-policy-lr", "0.02", "--sd-mode", "fixed", "--sd-fixed-weight", "20"]
         self.log = self.train("switchable", *SWITCHABLE, *options, *policy, "--max-update", "12").stdout
 
     binarise = staticmethod(binarise)

@@ -1,15 +1,15 @@
-"""``python -m sd_fairseq.plugin.constraint_check``: a policy that stands still, measured against a dense path."""
+"""``python -m sd_fairseq.study.constraint_check``: a policy that stands still, measured against a dense path."""
 
 import json
 
 import pytest
 import torch
 
-from sd_fairseq.plugin.path_scorer import Scores, load
+from sd_fairseq.study.path_scorer import Scores, load
 
 
 def run(*arguments):
-    from sd_fairseq.plugin.constraint_check import main
+    from sd_fairseq.study.constraint_check import main
 
     return main([str(argument) for argument in arguments])
 
@@ -76,7 +76,7 @@ def test_a_reference_that_is_not_named_is_one_line(pipeline, tmp_path, capsys, o
 
 def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline, tmp_path):
     """Mean shares of the short and of the long half, weighed by what each half costs."""
-    from sd_fairseq.plugin.constraint_check import corpus_share
+    from sd_fairseq.study.constraint_check import corpus_share
 
     class Halves:
         dense_flops = torch.tensor([1.0, 1.0, 6.0])
@@ -88,7 +88,7 @@ def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline,
 
 
 def test_examples_that_differ_are_not_compared(pipeline, tmp_path, capsys, monkeypatch):
-    from sd_fairseq.plugin import constraint_check
+    from sd_fairseq.study import constraint_check
 
     counts = iter((1, 2))
     monkeypatch.setattr(

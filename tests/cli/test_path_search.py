@@ -1,15 +1,15 @@
-"""``python -m sd_fairseq.plugin.path_search`` on a real checkpoint."""
+"""``python -m sd_fairseq.study.path_search`` on a real checkpoint."""
 
 import argparse
 import json
 
 import pytest
 
-from sd_fairseq.plugin.path_scorer import sample_evenly
+from sd_fairseq.study.path_scorer import sample_evenly
 
 
 def run(*arguments):
-    from sd_fairseq.plugin.path_search import main
+    from sd_fairseq.study.path_search import main
 
     return main([str(argument) for argument in arguments])
 
@@ -25,7 +25,7 @@ def test_the_command_writes_what_it_found(pipeline, tmp_path, capsys):
 
 
 def test_examples_come_from_all_lengths_and_batches_change_nothing(pipeline):
-    from sd_fairseq.plugin.path_scorer import load
+    from sd_fairseq.study.path_scorer import load
 
     def lengths(sample, max_tokens, examples=0):
         options = {"path": str(pipeline.switchable), "model_overrides": "{}", "data": str(pipeline.data), "every": 0}

@@ -1,4 +1,4 @@
-"""``python -m sd_fairseq.plugin.policy_fit``: a policy from a table of searched paths."""
+"""``python -m sd_fairseq.study.policy_fit``: a policy from a table of searched paths."""
 
 import argparse
 import functools
@@ -11,12 +11,12 @@ from training import build_samples, build_training
 
 from sd_fairseq.cost.path_flops import path_flops
 from sd_fairseq.learning.path_table import FitSettings
-from sd_fairseq.plugin import policy_fit
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.fit_report import flops_at
-from sd_fairseq.plugin.path_scorer import Scorer, load
-from sd_fairseq.plugin.path_search import greedy_search
-from sd_fairseq.plugin.path_tables import BAND, candidate_paths, example_weights, static_price
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.study import policy_fit
+from sd_fairseq.study.fit_report import flops_at
+from sd_fairseq.study.path_scorer import Scorer, load
+from sd_fairseq.study.path_search import greedy_search
+from sd_fairseq.study.path_tables import BAND, candidate_paths, example_weights, static_price
 
 
 @pytest.fixture(autouse=True)

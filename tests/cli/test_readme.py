@@ -63,7 +63,7 @@ def test_the_recipe_trains_from_plain_bart_and_generates(pipeline, tmp_path):
 
 
 def test_every_option_in_the_readme_is_explained_by_show_options():
-    command = [sys.executable, "-W", "ignore", "-m", "sd_fairseq.plugin.show_options"]
+    command = [sys.executable, "-W", "ignore", "-m", "sd_fairseq.commands.options"]
     shown = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"--sd-[a-z-]+", readme)) - {"--sd-rouge-ptb"}

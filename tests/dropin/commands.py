@@ -15,6 +15,7 @@ PLAIN = ["--arch", "bart_base", "--criterion", "label_smoothed_cross_entropy"]
 FRESH_START = ["--reset-optimizer", "--reset-dataloader", "--reset-meters", "--reset-lr-scheduler"]
 SEARCH = ["--max-len-b", "9", "--batch-size", "5", "--cpu", "--no-progress-bar", "--num-workers", "0"]
 DENSE = ["--model-overrides", "{'arch': 'switchable_bart_base', 'sd_policy': 'dense'}"]
+OWN = ["--sd-generator", "fairseq"]  # a plain checkpoint stays fairseq's own model
 AS_SWITCHABLE = ["--model-overrides", "{'arch': 'switchable_bart_base'}"]
 
 

@@ -8,6 +8,7 @@ from dropin import layouts
 from dropin.commands import (
     AS_SWITCHABLE,
     FRESH_START,
+    OWN,
     PLAIN,
     assert_same_hypotheses,
     hydra_train,
@@ -86,8 +87,11 @@ def test_finetuning_starts_from_a_plain_checkpoint(zoo, checkpoints, tmp_path, n
 def test_generation_from_every_layout_is_barts(zoo, checkpoints, name):
     path = checkpoints(name)
     fairseq_loads = name not in ("0.12.2's copies", "hydra")
-    own = zoo.generate(path if fairseq_loads else repaired(zoo, path, name), *SEARCH)
+    own = zoo.generate(path if fairseq_loads else repaired(zoo, path, name), *SEARCH, *OWN)
     assert "decided by" not in zoo.last_output
+    by_itself = zoo.generate(path, *SEARCH)
+    assert "decided by: dense" in zoo.last_output and "slower generator" not in zoo.last_output
+    assert_same_hypotheses(by_itself, own)
     found = zoo.generate(path, *SEARCH, *(AS_HYDRA_SWITCHABLE if name == "hydra" else AS_SWITCHABLE))
     assert "decided by: network" in zoo.last_output
     assert_same_hypotheses(found, own)

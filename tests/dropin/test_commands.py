@@ -7,6 +7,7 @@ import torch
 from dropin.commands import (
     AS_SWITCHABLE,
     FRESH_START,
+    OWN,
     SEARCH,
     assert_same_hypotheses,
     hydra_train,
@@ -58,7 +59,7 @@ def test_constraints_typed_into_interactive_hold_and_are_barts(zoo, tmp_path):
     options = [*TASK, *SEARCH, "--beam", "4", "--constraints", "--input", tmp_path / "lines", "--buffer-size", "5"]
     outputs = [
         read_hypotheses(zoo.command("interactive", *options, "--path", path, *more))
-        for path, more in ((zoo.plain, []), (zoo.plain, AS_SWITCHABLE), (zoo.mixed, []))
+        for path, more in ((zoo.plain, OWN), (zoo.plain, AS_SWITCHABLE), (zoo.mixed, []))
     ]
     assert_same_hypotheses(outputs[1], outputs[0])
     for found in outputs:
@@ -93,7 +94,7 @@ def check_positions(attended, record):
 def test_with_nothing_skipped_alignments_are_barts(zoo):
     for kind in ("hard", "soft"):
         options = [*BEAM, "--print-alignment", kind]
-        expected = zoo.generate(zoo.plain, *options)
+        expected = zoo.generate(zoo.plain, *options, *OWN)
         found = zoo.generate(zoo.plain, *options, *AS_SWITCHABLE)
         assert_same_hypotheses(found, expected)
         assert all(found[number][0].alignment == expected[number][0].alignment for number in found)
@@ -125,7 +126,7 @@ def test_shards_together_are_the_whole(zoo):
 def test_a_language_model_joins_the_search_as_with_bart(zoo):
     language_model = zoo.language_model
     options = [*BEAM, "--lm-path", language_model, "--lm-weight", "0.8"]
-    expected = zoo.generate(zoo.plain, *options)
+    expected = zoo.generate(zoo.plain, *options, *OWN)
     assert_same_hypotheses(zoo.generate(zoo.plain, *options, *AS_SWITCHABLE), expected)
     alone = zoo.generate(zoo.plain, *BEAM)
     assert any(alone[number][0].words != expected[number][0].words for number in alone)

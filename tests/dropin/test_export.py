@@ -13,7 +13,7 @@ pytest.importorskip("fairseq")
 
 from dropin.exporting import LANGUAGES, LIMIT, PLUGIN, Frozen, check_refused, export, load_plain, save  # noqa: E402
 
-from sd_fairseq.plugin.fixed_path import path_decisions  # noqa: E402
+from sd_fairseq.plugin.models.fixed_path import path_decisions  # noqa: E402
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, hydra's and CTranslate2's own

@@ -14,9 +14,9 @@ from traces import make_record  # noqa: E402
 
 from sd_fairseq.decision.decisions import SITES, DecisionSpace  # noqa: E402
 from sd_fairseq.decision.trace import write_trace  # noqa: E402
-from sd_fairseq.plugin.errors import InputError  # noqa: E402
-from sd_fairseq.plugin.export_layers import Norms, describe_changes, nearest_path, stock_layers  # noqa: E402
-from sd_fairseq.plugin.fixed_path import most_frequent_path  # noqa: E402
+from sd_fairseq.plugin.convert.export_layers import Norms, describe_changes, nearest_path, stock_layers  # noqa: E402
+from sd_fairseq.plugin.guards.errors import InputError  # noqa: E402
+from sd_fairseq.plugin.models.fixed_path import most_frequent_path  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's and hydra's own
 SPACES = {

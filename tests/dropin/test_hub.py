@@ -4,7 +4,7 @@ import pytest
 import torch
 from dropin import layouts
 
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 
 pytest.importorskip("fairseq")

@@ -1,7 +1,7 @@
 """Every search option of fairseq gives with switchable_bart what it gives with bart, and no batch mate shows in it."""
 
 import pytest
-from dropin.commands import AS_SWITCHABLE, DENSE, assert_same_hypotheses
+from dropin.commands import AS_SWITCHABLE, DENSE, OWN, assert_same_hypotheses
 
 OPTIONS = {
     "beam 4": ["--beam", "4", "--nbest", "4"],
@@ -23,8 +23,10 @@ DRAWN = {"top k", "top p", "dropout at inference"}
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_with_nothing_skipped_an_option_gives_what_it_gives_with_bart(zoo, name):
-    expected = zoo.generate(zoo.plain, *OPTIONS[name])
+    expected = zoo.generate(zoo.plain, *OPTIONS[name], *OWN)
     assert "decided by" not in zoo.last_output
+    assert_same_hypotheses(zoo.generate(zoo.plain, *OPTIONS[name]), expected)
+    assert "decided by: dense" in zoo.last_output
     found = zoo.generate(zoo.plain, *OPTIONS[name], *(DENSE if name in DRAWN else AS_SWITCHABLE))
     assert "decided by: " + ("dense" if name in DRAWN else "network") in zoo.last_output
     assert_same_hypotheses(found, expected)

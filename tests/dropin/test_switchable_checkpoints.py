@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from dropin.commands import FRESH_START, SEARCH, assert_same_hypotheses
+from dropin.commands import FRESH_START, OWN, SEARCH, assert_same_hypotheses
 from dropin.workers import SWITCHABLE, TASK, load
 
 from sd_fairseq.decision.trace import read_trace
-from sd_fairseq.plugin.compatibility import loads_weights_only
+from sd_fairseq.plugin.guards.compatibility import loads_weights_only
 
 BEAM = ["--beam", "2"]
 DENSE = ["--model-overrides", "{'sd_policy': 'dense'}"]
@@ -68,7 +68,7 @@ def test_an_ensemble_whose_members_decide_differently_ignores_batch_mates(zoo, o
 
 
 def test_without_its_policy_a_switchable_checkpoint_is_its_bart(zoo):
-    assert_same_hypotheses(zoo.generate(zoo.mixed, *BEAM, *DENSE), zoo.generate(zoo.plain, *BEAM))
+    assert_same_hypotheses(zoo.generate(zoo.mixed, *BEAM, *DENSE), zoo.generate(zoo.plain, *BEAM, *OWN))
 
 
 def test_finetuning_takes_the_policy_along(zoo, tmp_path):

@@ -30,7 +30,7 @@ FORKS.set_forkserver_preload(
 )
 
 TASK = ["--user-dir", str(ROOT / "sd_fairseq"), "--task", "switchable_translation", "-s", "source", "-t", "target"]
-SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion"]
+SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--sd-preset", "paper"]
 TRAINING = [
     *("--encoder-layers", "3", "--decoder-layers", "2", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
     *("--encoder-ffn-embed-dim", "32", "--decoder-ffn-embed-dim", "32"),

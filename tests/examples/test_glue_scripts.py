@@ -94,11 +94,11 @@ def test_the_small_recipe_trains_both_rows_alike_and_scores_the_last_checkpoints
     out = tmp_path / "out"
     commands = recorded("small.sh", "RTE", data, out, tmp_path / "valid.tsv", 2, PYTHON=recorded.recorder)
     write_checkpoint(out / "base" / "checkpoint_last.pt")
-    kinds = [command[1] for command in commands]
+    kinds = [command[1] if command[0] == "-m" else os.path.basename(command[0]) for command in commands]
     train, score, note = (
         "fairseq_cli.train",
-        "sd_fairseq.plugin.predict_sentences",
-        "sd_fairseq.evaluation.understanding_table",
+        "sd_fairseq.plugin.predict.sentences",
+        "understanding_table.py",
     )
     assert kinds == [train, train, score, note, train, score, note, note]
     dense, switchable = options_of(commands[1]), options_of(commands[4])

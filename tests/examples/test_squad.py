@@ -68,7 +68,7 @@ def squad(tmp_path_factory):
 
 def predict(squad, *arguments, source=None):
     """Runs the batch command in this process; returns its exit code."""
-    from sd_fairseq.plugin.predict_squad import main
+    from sd_fairseq.plugin.predict.squad import main
 
     common = [squad.data, "--path", squad.checkpoint, "--input", source or squad.folder / "dev.json"]
     return main([str(one) for one in [*common, *arguments]])
@@ -167,7 +167,7 @@ def test_dense_answers_skip_nothing(squad, tmp_path, capsys):
 
 
 def test_questions_without_answers_in_json_lines_all_get_one_and_python_gives_the_same(squad, tmp_path, capsys):
-    from sd_fairseq.plugin.predict_squad import SquadPredictor
+    from sd_fairseq.plugin.predict.squad import SquadPredictor
 
     rows = [
         {"id": str(i), "question": "Where is it?", "context": f"It stands in 東京 or Kraków {i}."} for i in range(3)

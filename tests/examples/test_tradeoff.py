@@ -110,7 +110,7 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
     assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "token"}
     assert command[command.index("--flops") + 1] == "0.7" and command[command.index("--search-examples") + 1] == "10"
     assert command[command.index("--output") + 1] == "$OUT/fit-0.7/policy.pt"
-    from sd_fairseq.plugin import policy_fit
+    from sd_fairseq.study import policy_fit
 
     words = [word.replace("$OUT/fit-0.7/", "") for word in command[3:]]
     policy_fit.check_arguments(policy_fit.build_parser().parse_args(words))  # the command takes them
@@ -370,7 +370,7 @@ def test_what_many_rows_need_fails_once_and_each_of_them_says_so(made, tools, tm
 
 
 def test_the_table_of_the_grid_shows_every_row(made, tmp_path, capsys):
-    from sd_fairseq.evaluation.learning_table import main
+    from learning_table import main
 
     pytest.importorskip("matplotlib")
     assert main([str(made["folder"] / "results"), "--plot", str(tmp_path / "plot.png")]) == 0

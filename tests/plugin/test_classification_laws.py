@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sd_fairseq.cost.path_flops import dense_flops, path_flops
 from sd_fairseq.plugin.criterions.sentence_evaluator import SentenceEvaluator
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.hub_interface import roll_to_the_right
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.classification import state_of_last_end
+from sd_fairseq.plugin.models.hub_interface import roll_to_the_right
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 VARIANTS = {

@@ -14,7 +14,7 @@ from sd_fairseq.learning.reinforce import flat_gradient
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.policy_step import policy_step, trainable
 from sd_fairseq.plugin.criterions.sd_policy_criterion import SDPolicyCriterion
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.classification import classification_head_shape
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.plugin.tasks.switchable_sentence_prediction import (

@@ -13,7 +13,7 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, expecte
 from sd_fairseq.learning.reinforce import flat_gradient
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, flops_objective, flops_weights
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 BEAM = 4
 

@@ -10,7 +10,7 @@ from training import build_criterion, build_samples, build_task, build_training
 
 from sd_fairseq.plugin.criterions.distillation import Distiller, divergence
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 

@@ -11,7 +11,7 @@ from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_functi
 from sd_fairseq.plugin.criterions.estimators import ESTIMATORS, GATED, estimate_quality, salt, through_gates
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.criterions.quality import Quality
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 SPACE = build_tiny_space()

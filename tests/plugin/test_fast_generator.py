@@ -15,12 +15,12 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from sd_fairseq.execution import packed_linear
 from sd_fairseq.execution.native import library
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.generation import native_search
+from sd_fairseq.plugin.generation import fast_encoder, native_search
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.fast_weights import FeedForward
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
 DOCUMENTS = Path(__file__).parents[2] / "examples" / "quickstart" / "data" / "train.jsonl.gz"
@@ -270,3 +270,39 @@ def test_a_precision_that_only_the_fast_model_has_is_refused_elsewhere():
     task = Task(cfg=cfg)
     with pytest.raises(InputError, match="int8 needs the fast generator"):
         task._run_fast(SimpleNamespace(), [build()], SimpleNamespace())
+
+
+def test_bfloat16_attention_of_a_long_source_is_that_of_all_heads():
+    """A source so long that its heads are computed some at a time."""
+    torch.manual_seed(1)
+    length, heads = 1100, 4
+    assert heads * length * length > 2 * fast_encoder.SCORES_AT_ONCE
+    parts = [torch.randn(1, heads, length, 8) for _ in range(3)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*parts, scale=1.0)
+    found = fast_encoder.attend_sentences(*(part.bfloat16() for part in parts)).float()
+    assert torch.isfinite(found).all()
+    assert (found - expected).abs().amax(dim=(0, 2, 3)).max() < 0.15
+    assert (found - expected).abs().mean(dim=(0, 2, 3)).max() < 0.01
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_packed_weights_are_renewed_when_either_stack_learns(stack):
+    model = build()
+    net_input = random_batch([5, 3]).net_input
+    fast = FastModel(model)
+    fast.forward_encoder(net_input)
+    packed = fast.weights
+    fast.forward_encoder(net_input)
+    assert fast.weights is packed
+    weight = getattr(model, stack).layers[0].fc1.weight
+    weight.data.add_(0.1)  # the way of optimizers that leave the version counter alone
+    fast.forward_encoder(net_input)
+    assert fast.weights is not packed
+
+
+def test_scaled_embeddings_are_scaled_in_the_search_too(steps):
+    torch.manual_seed(1)
+    model = build_model(sd_policy="dense", no_scale_embedding=False).eval()
+    assert model.decoder.embed_scale > 1
+    net_input = random_batch([9, 4]).net_input
+    check_same(run(model, net_input, 3, fast=False), run(model, net_input, 3, fast=True))

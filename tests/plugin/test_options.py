@@ -6,7 +6,7 @@ from factories import build_model, random_batch, undecide
 
 from sd_fairseq.decision.given_policies import RandomPolicy
 from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import DEFAULTS, POLICIES, add_model_options, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 

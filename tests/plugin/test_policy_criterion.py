@@ -9,7 +9,7 @@ from factories import build_model
 from training import Training, build_criterion, build_samples, build_task, build_training
 
 from sd_fairseq.learning.lexicographic import MODES
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 SPLITS = [(4, 4), (2, 2, 2, 2), (1, 7), (1,) * 8]

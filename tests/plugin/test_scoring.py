@@ -9,7 +9,7 @@ from fairseq.options import get_generation_parser, parse_args_and_arch  # noqa: 
 
 import sd_fairseq.plugin.scoring  # noqa: E402, F401
 from sd_fairseq.evaluation.rouge import rouge  # noqa: E402
-from sd_fairseq.plugin.errors import InputError  # noqa: E402
+from sd_fairseq.plugin.guards.errors import InputError  # noqa: E402
 
 PAIRS = [
     ("the cat sat . it slept .", "a cat was sitting ."),

@@ -10,7 +10,7 @@ from factories import build_model
 from questions import batch_windows, build_questions, build_squad_task, build_windows
 
 from sd_fairseq.evaluation.squad_data import Answer, Question
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.squad.answers import (
     Span,
     best_spans,

@@ -11,7 +11,7 @@ from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE, Sentencepi
 
 from sd_fairseq.evaluation.squad_data import read_questions
 from sd_fairseq.evaluation.squad_score import normalise_answer
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.squad.offsets import load_tokeniser
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -6,9 +6,9 @@ from factories import build_model, generate, random_batch
 from training import build_samples, build_training
 
 from sd_fairseq.cost.path_flops import Lengths, path_flops
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.fixed_path import parse_path, path_decisions
 from sd_fairseq.plugin.generation.fast_model import FastModel
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.models.fixed_path import parse_path, path_decisions
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 PATH = "encoder_ffn==01,decoder_attention=01=,token_strategy=last:30"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import build_dictionary, build_model, build_switchable_twin, generate, random_batch, undecide
 
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
 
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")

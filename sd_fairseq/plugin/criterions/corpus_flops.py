@@ -11,7 +11,7 @@ import torch
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops
 from sd_fairseq.decision.decisions import DecisionSpace
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 FLOPS_AVERAGES = ("examples", "corpus")
 

@@ -13,9 +13,9 @@ import torch
 from fairseq import checkpoint_utils
 from torch import Tensor, nn
 
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
+from sd_fairseq.plugin.guards.presets import SELF_TEACHER
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-from sd_fairseq.plugin.preflight import check_checkpoint
-from sd_fairseq.plugin.presets import SELF_TEACHER
 
 
 class Distiller:

@@ -10,8 +10,8 @@ from fairseq.dataclass import ChoiceEnum
 from sd_fairseq.learning.lexicographic import MODES, MultiplierRule
 from sd_fairseq.plugin.criterions.corpus_flops import FLOPS_AVERAGES
 from sd_fairseq.plugin.criterions.estimators import ESTIMATORS
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.presets import PRESETS
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.presets import PRESETS
 
 
 def option(default: Any, help_text: str) -> Any:

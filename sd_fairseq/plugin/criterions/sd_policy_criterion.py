@@ -33,9 +33,9 @@ from sd_fairseq.plugin.criterions.policy_step import (
     policy_step,
 )
 from sd_fairseq.plugin.criterions.quality import Quality
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.presets import Run, fill_criterion
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
-from sd_fairseq.plugin.presets import Run, fill_criterion
 
 
 @register_criterion("sd_policy_criterion", dataclass=SDPolicyCriterionConfig)

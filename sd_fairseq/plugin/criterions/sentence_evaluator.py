@@ -15,7 +15,7 @@ from torch import Tensor
 from sd_fairseq.cost.path_flops import Lengths, ModelShape
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.criterions.quality import Quality, measure_class_quality, measure_regression_quality
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.classification import classification_head_shape
 
 

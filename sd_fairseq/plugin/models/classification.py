@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import HeadShape
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 
 def state_of_last_end(x: Tensor, tokens: Tensor, eos: int) -> Tensor:

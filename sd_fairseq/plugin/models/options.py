@@ -12,9 +12,9 @@ from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
 from sd_fairseq.decision.policy import INPUTS, LayerwisePolicyNetwork, PolicyNetwork, input_width
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.fixed_path import NOTATION, parse_path, path_decisions
-from sd_fairseq.plugin.presets import MODEL_VALUES, check_preset
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.presets import MODEL_VALUES, check_preset
+from sd_fairseq.plugin.models.fixed_path import NOTATION, parse_path, path_decisions
 
 POLICIES = ("network", "layerwise", "random", "static", "dense")
 DEFAULTS = {  # and MODEL_VALUES of the preset
@@ -68,7 +68,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
         "source tokens, too) or length (a control: none of the text)",
     )
-    add("--sd-initial-keep", type=float, metavar="P", help="keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]")
+    text = "keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]"
+    add("--sd-initial-keep", type=float, metavar="P", help=text)
     add(
         "--sd-initial-path",
         metavar="PATH",
@@ -177,21 +178,6 @@ def check_supported(args: Any) -> None:
     for name, reason in refused.items():
         if getattr(args, name, None):
             raise InputError(f"switchable_bart does not support {reason} (found {name}={getattr(args, name)!r})")
-
-
-def check_workers_agree(args: Any) -> None:
-    """Refuses the engines of fairseq whose workers do not all hold the same whole model after every update.
-
-    Raises:
-        InputError: naming the option.
-    """
-    apart = "lets the workers' backbones drift apart, while one policy is learned from all of them"
-    refused = {"fully_sharded": "shards sub-layers that a worker may skip", "slowmo": apart}
-    backend = str(getattr(args, "ddp_backend", None))
-    if backend in refused:
-        raise InputError(f"--ddp-backend {backend} {refused[backend]}; use legacy_ddp")
-    if getattr(args, "use_bmuf", False):
-        raise InputError(f"--use-bmuf {apart}; use --ddp-backend legacy_ddp")
 
 
 def model_shape(args: Any, vocabulary: int, policy: Optional[nn.Module]) -> ModelShape:

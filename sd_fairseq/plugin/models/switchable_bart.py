@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import nullcontext
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from fairseq.file_utils import load_archive_file
 from fairseq.models import register_model, register_model_architecture
@@ -15,17 +15,18 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import ModelShape
-from sd_fairseq.decision.decisions import DecisionSpace
+from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_parameters
-from sd_fairseq.plugin.conversion import flat_options, switchable_overrides
-from sd_fairseq.plugin.errors import InputError
-from sd_fairseq.plugin.hub_interface import SwitchableHubInterface
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.option_checks import check_workers_agree
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.classification import state_of_last_end
+from sd_fairseq.plugin.models.conversion import flat_options, switchable_overrides
+from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.options import (
     add_model_options,
     build_policy,
     check_supported,
-    check_workers_agree,
     decision_space,
     fill_defaults,
     model_shape,
@@ -33,7 +34,6 @@ from sd_fairseq.plugin.models.options import (
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest, SwitchableEncoder
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.plugin.preflight import check_checkpoint
 
 logger = logging.getLogger(__name__)
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")
@@ -145,8 +145,9 @@ class SwitchableBARTModel(BARTModel):
         alignment_layer: Optional[int] = None,
         alignment_heads: Optional[int] = None,
         path: PathRequest = PathRequest(),
+        decision_log: Optional[List[Decisions]] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:
-        """Teacher forcing along one path per example; arguments as BART's, plus ``path``.
+        """Teacher forcing along one path per example; arguments as BART's, plus ``path`` and the encoder's log.
 
         Returns:
             Logits [B, T, V] (or features, or a classification head's output) and a dictionary with ``decisions``,
@@ -158,6 +159,7 @@ class SwitchableBARTModel(BARTModel):
             token_embeddings=token_embeddings,
             return_all_hiddens=return_all_hiddens,
             path=path,
+            decision_log=decision_log,
         )
         x, extra = self.decoder(
             prev_output_tokens,

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 GPT2_FILES = ("encoder.json", "vocab.bpe")
 SENTENCEPIECE_FILE = "sentencepiece.model"

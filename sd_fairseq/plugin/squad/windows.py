@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sd_fairseq.evaluation.squad_data import Question
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.squad.offsets import Tokens
 
 NO_ANSWER = 0  # position of <s>

@@ -9,7 +9,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 
 
 def update_backbone(step: Callable[[], None], optimizer: Any, frozen: bool) -> bool:

@@ -1,73 +1,108 @@
-"""What fairseq-generate and fairseq-interactive say at their end: documents, FLOPs, what was skipped, seconds."""
+"""The few lines that end a generation on standard error: what was skipped, what that saved, how long it took."""
 
 from __future__ import annotations
 
 import sys
-from typing import Dict, List, Set, Tuple
+from multiprocessing.util import Finalize
+from typing import Any, Dict, List, Optional, Set
 
-from sd_fairseq.decision.trace import SITE_FIELDS, TraceRecord
-from sd_fairseq.plugin.tasks.policy_summary import describe_skips
+from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
+from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
+
+HINT = "train a policy, or name a path with --sd-path; --sd-path dense says that this is wanted"
 
 
 class GenerationSummary:
-    """Sums over the sentences of a generation; of each sentence nothing but its path is kept.
+    """Sums over batches; keeps no document, only one number a distinct path.
 
-    Attributes:
-        shard: (this one, all).
-        generator: how the model runs in the search.
-        dense_wanted: True = nothing is to be skipped.
-        interactive: True = more input may come.
+    Choice: fairseq has no hook at the end of a generation, so the summary is printed when the process ends. That also
+    holds for the processes that fairseq spawns, for a closed pipe, and after an error, whose own line stands above.
+
+    Args:
+        wants_dense: nothing was to be skipped, so that it needs no warning.
     """
 
-    def __init__(self) -> None:
-        self.shard = (0, 1)
-        self.generator = "fairseq"
-        self.dense_wanted = self.interactive = False
-        self.documents = self.described = 0
-        self.seconds = self.relative = 0.0
-        self.flops = self.dense_flops = 0
-        self.skipped: Dict[str, float] = {}
-        self.paths: Set[Tuple[str, ...]] = set()
+    def __init__(self, wants_dense: bool = False):
+        self.wants_dense = wants_dense
+        self.documents, self.seconds = 0, 0.0
+        self.expected: Optional[int] = None
+        self.shard, self.num_shards = 0, 1
+        self.generator = "fairseq's generator"
+        self.decided = 0  # documents whose decisions are known
+        self.flops, self.dense_flops, self.shares = 0.0, 0.0, 0.0
+        self.skipped = dict.fromkeys(SITES, 0)
+        self.switchable = dict.fromkeys(SITES, 0)
+        self.tokens, self.kept_tokens = 0, 0
+        self.paths: Set[int] = set()
+        self.finalizer: Optional[Finalize] = None
 
-    def count(self, documents: int, seconds: float) -> None:
-        """Takes in a batch that nothing else is known of."""
+    def add_batch(self, documents: int, seconds: float, fast: bool) -> None:
+        """Counts a batch; the first one arranges for the summary to be printed."""
+        if self.finalizer is None:
+            self.finalizer = Finalize(None, self.print, exitpriority=10)
         self.documents += documents
         self.seconds += seconds
+        self.generator = "the fast generator" if fast else "fairseq's generator"
 
-    def add(self, records: List[TraceRecord], seconds: float) -> None:
-        """Takes in a batch's records."""
-        self.count(len(records), seconds)
-        self.described += len(records)
-        for record in records:
-            self.relative += record.relative_flops_generation
-            self.flops += record.flops_generation
-            self.dense_flops += record.flops_generation_dense
-            self.paths.add(record.path)
-            shares = {"token": 1 - record.kept_source_tokens / record.source_tokens}
-            for site in SITE_FIELDS:
-                path = getattr(record, site).replace("=", "")
-                shares[site] = path.count("0") / len(path) if path else 0.0
-            for site, share in shares.items():
-                self.skipped[site] = self.skipped.get(site, 0.0) + share
+    def add_decisions(
+        self, space: DecisionSpace, shape: Any, decisions: Decisions, lengths: Lengths, kept: Any
+    ) -> None:
+        """Counts what a batch decided.
+
+        Args:
+            space, shape: the model's.
+            decisions: on the CPU.
+            lengths: source tokens and decoder steps [B].
+            kept: LongTensor [B], source tokens after the token strategies.
+        """
+        flops = path_flops("generation", shape, space, decisions, lengths).double()
+        dense = dense_flops("generation", shape, space, lengths).double()
+        self.decided += len(decisions)
+        self.flops += float(flops.sum())
+        self.dense_flops += float(dense.sum())
+        self.shares += float((flops / dense).sum())
+        self.tokens += int(lengths.source.sum())
+        self.kept_tokens += int(kept.sum())
+        for site in SITES:
+            layers = [layer for _, layer in space.switch_indices(site)]
+            self.switchable[site] += len(layers) * len(decisions)
+            self.skipped[site] += int((~getattr(decisions, site)[:, layers]).sum())
+        for row in range(len(decisions)):
+            self.paths.add(hash(tuple(space.describe(decisions, row).values())))
+
+    @property
+    def skips_nothing(self) -> bool:
+        """True = decisions are known, and none of them skipped anything."""
+        return self.decided > 0 and not any(self.skipped.values()) and self.tokens == self.kept_tokens
 
     def lines(self) -> List[str]:
-        """Returns the summary, a WARNING last where a model that may skip skipped nothing."""
-        shard = f" (shard {self.shard[0]} of {self.shard[1]})" if self.shard[1] > 1 else ""
-        first = f"{self.documents} documents{shard} in {self.seconds:.1f} s, {self.generator} generator"
-        if not self.described:
-            return [first]
-        share, corpus = self.relative / self.described, self.flops / self.dense_flops
-        rates = {site: total / self.described for site, total in self.skipped.items()}
-        if rates["decoder_cross_attention"] == rates["decoder_attention"]:  # decided together
-            del rates["decoder_cross_attention"]
-        skips = describe_skips(rates)
-        second = f"FLOPs: {share:.3f} of the dense path (mean of the documents), {corpus:.3f} of all"
-        third = f"skipped: {skips}; {len(self.paths)} distinct path{'s' if len(self.paths) > 1 else ''}"
-        if skips == "nothing" and not self.dense_wanted:
-            return [first, second, "WARNING: this model skipped nothing; see its training log for the line \"policy:\""]
-        return [first, second, third]
+        """Renders the summary."""
+        count = f"{self.documents:,}"
+        if self.expected is not None and self.expected != self.documents:
+            count += f" of {self.expected:,}"
+        shard = f" of shard {self.shard} of {self.num_shards}" if self.num_shards > 1 else ""
+        lines = [f"{count} documents{shard} in {self.seconds:.1f} s by {self.generator}"]
+        if self.decided == 0:
+            return lines
+        corpus, mean = self.flops / self.dense_flops, self.shares / self.decided
+        share = f"{corpus:.4f}"
+        if f"{mean:.4f}" != share:
+            share += f" (mean of documents {mean:.4f})"
+        lines.append(f"{share} of the dense model's FLOPs, {len(self.paths):,} distinct paths")
+        if self.skips_nothing:
+            warning = "" if self.wants_dense else f"WARNING: a switchable model skipped nothing: {HINT}"
+            return [*lines, warning] if warning else lines
+        return [*lines, "skipped: " + ", ".join(f"{name} {part:.1%}" for name, part in self._parts().items())]
 
-    def report(self) -> None:
-        """Prints the summary on stderr, if anything was generated."""
-        if self.documents:
-            print("\n".join("sd_fairseq: " + line for line in self.lines()), file=sys.stderr)
+    def _parts(self) -> Dict[str, float]:
+        parts = {site: self.skipped[site] / of for site, of in self.switchable.items() if of}
+        return {**parts, "source_tokens": 1 - self.kept_tokens / self.tokens}
+
+    def print(self) -> None:
+        """Prints to standard error; a closed one is no error."""
+        try:
+            for line in self.lines():
+                print(f"sd_fairseq: {line}", file=sys.stderr)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return

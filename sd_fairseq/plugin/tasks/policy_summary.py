@@ -1,4 +1,4 @@
-"""What a training says of its policy when it freezes and when training ends: one line each, a WARNING where it failed."""
+"""What a training says of its policy when it freezes and when training ends: one line each, a WARNING if it failed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe_skips(rates: Dict[str, float]) -> str:
 
 
 class RecentPaths:
-    """Sums of the last updates' figures, as :func:`~sd_fairseq.plugin.criterions.policy_metrics.describe_path` has them."""
+    """Sums of the last updates' figures (:func:`~sd_fairseq.plugin.criterions.policy_metrics.describe_path`)."""
 
     def __init__(self) -> None:
         self.updates: Deque[Dict[str, float]] = deque(maxlen=RECENT)

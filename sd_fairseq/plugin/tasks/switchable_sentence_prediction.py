@@ -14,7 +14,7 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.criterions.sentence_evaluator import SentenceEvaluator
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
 

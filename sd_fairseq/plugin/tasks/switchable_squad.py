@@ -18,7 +18,7 @@ from omegaconf import II
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.evaluation.squad_data import Question, SquadError, read_questions
 from sd_fairseq.plugin.criterions.span_evaluator import SpanEvaluator
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.span_head import register_span_head
 from sd_fairseq.plugin.squad.offsets import load_tokeniser
 from sd_fairseq.plugin.squad.window_dataset import WindowDataset

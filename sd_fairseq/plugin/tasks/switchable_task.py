@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import sys
 import time
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, ContextManager, Dict, List, Optional
+from typing import Any, ContextManager, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
-from sd_fairseq.plugin.conversion import obey_architecture_override, run_plain_as_switchable, take_path
-from sd_fairseq.plugin.errors import InputError, fairseq_command
+from sd_fairseq.decision.token_strategies import count_kept_tokens
+from sd_fairseq.plugin.generation.choose_path import choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
-from sd_fairseq.plugin.generation.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.preflight import prepare_training
-from sd_fairseq.plugin.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.generation.positions import take_positions
+from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
+from sd_fairseq.plugin.guards.preflight import prepare_training
+from sd_fairseq.plugin.guards.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.models.conversion import obey_architecture_override
+from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
+from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
 from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
-from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder
+from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder, log_decisions, read_batch
 
 logger = logging.getLogger(__name__)
-GENERATING = ("generate", "interactive")
 
 
 class SwitchableTaskMixin:
@@ -38,23 +41,37 @@ class SwitchableTaskMixin:
     run_options = Run()
     model_values: List[str] = []
     wrapper_checked = False
+    slow_reasons: Tuple[str, ...] = ()
     trace_recorder: Optional[TraceRecorder] = None
+    summary: Optional[GenerationSummary] = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """As fairseq's; a plain BART that is loaded runs as a switchable one that skips nothing.
+        """As fairseq's; a command that generates builds a plain BART as a switchable one, which runs fast.
 
-        A training that starts from a checkpoint has its sizes (see
-        :mod:`~sd_fairseq.plugin.checkpoint_structure`).
+        An override of ``arch`` does that in every command. Training a plain BART keeps fairseq's own model. A training
+        that starts from a checkpoint has its sizes (see :mod:`~sd_fairseq.plugin.guards.checkpoint_structure`).
         """
         obey_architecture_override(cfg)
-        if from_checkpoint:
-            run_plain_as_switchable(cfg)
-            if getattr(self.cfg, "sd_path", None):  # type: ignore[attr-defined]
-                take_path(cfg, self.cfg.sd_path)  # type: ignore[attr-defined]
-        else:
+        if not from_checkpoint:
             self.model_values = prepare_training(cfg)
             self.run_options = Run.of(cfg)
-        return super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
+        if self._generates():
+            choose_model(cfg, getattr(self.cfg, "sd_path", None), self._wants_fast())  # type: ignore[attr-defined]
+        model = super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
+        if self._generates() or not from_checkpoint:
+            take_positions(self.cfg, model)  # type: ignore[attr-defined]
+        if self._generates():
+            self.summary = self.summary or GenerationSummary()
+        return model
+
+    def _generates(self) -> bool:
+        """Tells whether this process only searches with models that are trained."""
+        command = fairseq_command(sys.argv[0] if sys.argv else "")
+        validates = command == "validate" and getattr(self.cfg, "eval_bleu", False)  # type: ignore[attr-defined]
+        return command in ("generate", "interactive") or validates
+
+    def _wants_fast(self) -> bool:
+        return getattr(self.cfg, "sd_generator", "fairseq") == "fast"  # type: ignore[attr-defined]
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion, its preset filled in, and remembers the one that has a policy to update."""
@@ -72,8 +89,9 @@ class SwitchableTaskMixin:
         super().begin_valid_epoch(epoch, model)  # type: ignore[misc]
         criterion = self.policy_criterion
         freeze = criterion.cfg.sd_policy_freeze_update if criterion is not None else 0
-        if freeze and getattr(model, "policy_learner", None) is not None:
-            BestScore(self.state.state_dict).before_validation(criterion.update + 1 < freeze)  # type: ignore
+        if criterion is not None and freeze and getattr(model, "policy_learner", None) is not None:
+            score = BestScore(self.state.state_dict)  # type: ignore[attr-defined]
+            score.before_validation(criterion.update + 1 < freeze)
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
         """As fairseq's; the summary of the policy follows what trainings log."""
@@ -131,65 +149,96 @@ class SwitchableTaskMixin:
             if not kwargs.get("ignore_invalid_inputs", False):
                 check_lengths(dataset, kwargs.get("max_positions"))
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
-        recorder = self._recorder()
-        if recorder is not None:
+        if self.summary is not None:
+            self._expect(iterator.frozen_batches, kwargs)
+        if self._traces():
             shard, num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
-            recorder.expect(dataset, iterator.frozen_batches, shard, num_shards)
+            self._start_trace().expect(iterator.frozen_batches, shard, num_shards)
         return iterator
 
-    def _recorder(self) -> Optional[TraceRecorder]:
-        """Returns who follows a generation: one that is traced, or one that a command of fairseq makes."""
-        trace = getattr(self.cfg, "sd_trace", None)  # type: ignore[attr-defined]
-        command = fairseq_command(sys.argv[0]) if sys.argv else None
-        if self.trace_recorder is None and (trace or command in GENERATING):
-            self.trace_recorder = TraceRecorder(trace)
-            self.trace_recorder.summary.interactive = command == "interactive"
-            if command in GENERATING:
-                atexit.register(self.trace_recorder.summary.report)
+    def _expect(self, batches: Any, kwargs: Dict[str, Any]) -> None:
+        """Lets the summary know this shard's documents."""
+        summary = self.summary
+        assert summary is not None, "only a command that generates comes here"
+        summary.shard, summary.num_shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
+        documents = sum(len(batch) for batch in batches[summary.shard :: summary.num_shards])
+        summary.expected = (summary.expected or 0) + documents
+
+    def _traces(self) -> bool:
+        return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
+
+    def _start_trace(self) -> TraceRecorder:
+        self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
         return self.trace_recorder
 
     def _train_subset(self) -> str:
         return getattr(self.cfg, "train_subset", "train")  # type: ignore[attr-defined]
 
     def build_generator(self, models: List[Any], args: Any, *more: Any, **kwargs: Any) -> Any:
-        """As fairseq's, on the fast model unless an option needs fairseq's; n-grams are blocked without CUDA too."""
+        """As fairseq's, on the fast model unless an option needs fairseq's; n-grams are blocked without CUDA too.
+
+        Raises:
+            InputError: an option that a trace or a precision cannot go with.
+        """
+        if self._traces() and getattr(args, "score_reference", False):
+            raise InputError("--sd-trace records a search, found --score-reference, which has none")
         generator = super().build_generator(models, args, *more, **kwargs)  # type: ignore[misc]
         self._run_fast(generator, models, args)
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
         if size > 0 and hasattr(generator, "repeat_ngram_blocker"):
             generator.repeat_ngram_blocker = NGramBlocker(size)
-        recorder = self._recorder()
-        if recorder is not None:
-            recorder.describe_generation(args, generator)
-            recorder.summary.generator = "fast" if isinstance(getattr(generator, "model", None), FastModel) else "fairseq's"
-            recorder.summary.dense_wanted = getattr(getattr(models[0], "encoder", None), "policy", None) is None
+        if self.trace_recorder is not None:
+            self.trace_recorder.describe_generation(args, generator)
         return generator
 
     def _run_fast(self, generator: Any, models: List[Any], args: Any) -> None:
         """Gives a generator the fast model (``--sd-generator fast``) where every option of the search allows it."""
         precision = getattr(self.cfg, "sd_generation_precision", "model")  # type: ignore[attr-defined]
-        wanted = getattr(self.cfg, "sd_generator", "fast") == "fast"  # type: ignore[attr-defined]
+        wanted = self._wants_fast()
         reason = why_not_fast(models, args) if wanted else "--sd-generator fairseq"
         if reason is None:
             generator.model = FastModel(models[0], precision)
             generator.model.set_decoder_beam_size(generator.beam_size)
         elif precision != "model":
             raise InputError(f"--sd-generation-precision {precision} needs the fast generator, found {reason}")
-        elif wanted:
-            logger.warning("fairseq's own generator runs, which is slower: %s", reason)
+        elif wanted and reason not in self.slow_reasons:
+            self.slow_reasons = (*self.slow_reasons, reason)  # the hub builds a generator a call
+            logger.warning("fairseq's slower generator runs, not the fast one: %s", reason)
 
     def inference_step(self, generator: Any, models: List[Any], sample: Dict[str, Any], **kwargs: Any) -> Any:
-        """As fairseq's; the recorder follows decisions, lengths, FLOPs and time."""
-        recorder = self.trace_recorder
-        if recorder is None:
+        """As fairseq's; counts decisions, FLOPs and time for the summary and, with ``--sd-trace``, writes them."""
+        recorder, summary = self.trace_recorder, self.summary
+        if recorder is None and summary is None:
             return super().inference_step(generator, models, sample, **kwargs)  # type: ignore[misc]
-        observed = recorder.observe(models, sample)
+        searches = hasattr(generator, "beam_size")  # scoring a reference does not
+        observed = sample
+        if recorder is not None:
+            observed = recorder.observe(models, sample)
+        elif searches:
+            observed = log_decisions(models, sample)
         synchronize(sample)
         started = time.perf_counter()
         hypotheses = super().inference_step(generator, models, observed, **kwargs)  # type: ignore[misc]
         synchronize(sample)
-        recorder.record(models, observed, hypotheses, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if summary is not None:
+            self._summarize(generator, models, observed, hypotheses, seconds)
+        if recorder is not None:
+            recorder.record(models[0], observed, hypotheses, seconds)
         return hypotheses
+
+    def _summarize(self, generator: Any, models: List[Any], sample: Any, hypotheses: Any, seconds: float) -> None:
+        summary = self.summary
+        assert summary is not None, "only a command that generates comes here"
+        summary.add_batch(len(hypotheses), seconds, isinstance(getattr(generator, "model", None), FastModel))
+        if not sample["net_input"].get("decision_log"):
+            return
+        model = models[0]
+        decisions, lengths = read_batch(model, model.space, sample, hypotheses, generator.beam_size)
+        kept = count_kept_tokens(lengths.source, model.space.token_strategies)
+        kept = kept.gather(1, decisions.token_choice.unsqueeze(1))
+        summary.wants_dense = summary.wants_dense or model.encoder.policy is None
+        summary.add_decisions(model.space, model.shape, decisions, lengths, kept)
 
 
 def mixed_precision_of_cpu(optimizer: Any, model: Any) -> ContextManager:
@@ -223,11 +272,10 @@ def check_lengths(dataset: Any, max_positions: Any) -> None:
         too_long = (sizes > limit).nonzero()[0]
         if too_long.size:
             index = int(too_long[0])
-            side = "source" if name == "src" else "target"
-            helps = "--truncate-source or " if name == "src" else ""
+            side, help_ = ("source", "--truncate-source or ") if name == "src" else ("target", "")
             raise InputError(
                 f"{side} of sentence {index} has {int(sizes[index])} tokens, the model takes {int(limit)}; use "
-                f"{helps}--skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
+                f"{help_}--skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
             )
 
 
@@ -237,7 +285,30 @@ def check_not_empty(dataset: Any, split: str) -> None:
     Raises:
         InputError: naming the split and the first such line, from 1.
     """
+    empty = find_empty(dataset)
+    if empty:
+        raise InputError(f"source line {empty[0] + 1} of {split!r} is empty ({len(empty)} such lines)")
+
+
+def find_empty(dataset: Any) -> List[int]:
+    """Returns the indices of the empty source lines, ascending."""
     sizes = getattr(dataset, "src_sizes", None)
-    empty = (sizes <= 1).nonzero()[0] if sizes is not None else []
-    if len(empty):
-        raise InputError(f"source line {int(empty[0]) + 1} of {split!r} is empty ({len(empty)} such lines)")
+    if sizes is None:
+        return []
+    # --truncate-source takes the last symbol off and puts it on again, and counts it twice in the sizes
+    return [int(index) for index in (sizes <= 2).nonzero()[0] if len(dataset.src[int(index)]) <= 1]
+
+
+def leave_out_empty(dataset: Any, lines_before: int) -> None:
+    """Lets the lines of fairseq-interactive that hold nothing go unanswered, and says which they are.
+
+    Args:
+        dataset: of one buffer.
+        lines_before: lines of the buffers before it.
+    """
+    empty = find_empty(dataset)
+    for index in empty:
+        logger.warning("line %d of the input is empty and gets no answer", lines_before + index + 1)
+    if empty:
+        order = dataset.ordered_indices()
+        dataset.ordered_indices = lambda: order[~np.isin(order, empty)]

@@ -1,21 +1,20 @@
 """``--task switchable_translation``: fairseq's translation task for switchable models."""
 
-from contextlib import nullcontext
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from omegaconf import OmegaConf, open_dict
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
-from sd_fairseq.plugin.alignment import align_hypotheses
-from sd_fairseq.plugin.conversion import PATHS
-from sd_fairseq.plugin.diverse_search import repair_search
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.plugin.generation.choose_path import VALID_PATHS, read_path
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
-from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty
+from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
+from sd_fairseq.plugin.repairs.alignment import align_hypotheses
+from sd_fairseq.plugin.repairs.diverse_search import repair_search
+from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty, leave_out_empty
 
 GENERATORS = ("fast", "fairseq")
 
@@ -31,15 +30,15 @@ class SwitchableTranslationConfig(TranslationConfig):
             f"uniform:PERCENT (default and paper: {DEFAULT_TOKEN_STRATEGIES})"
         },
     )
-    sd_path: Optional[str] = field(
-        default=None,
-        metadata={"help": f"who decides when a checkpoint is loaded: {PATHS} (default: learned)"},
-    )
     sd_trace: Optional[str] = field(
         default=None,
         metadata={
             "help": "write decisions, lengths, FLOPs and time of every generated example to this JSON-lines file"
         },
+    )
+    sd_path: Optional[str] = field(
+        default=None,
+        metadata={"help": f"who decides in a generation, in place of the checkpoint's policy: {VALID_PATHS}"},
     )
     sd_generator: ChoiceEnum(GENERATORS) = field(
         default="fast",
@@ -65,23 +64,18 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
 
     cfg: SwitchableTranslationConfig
     replaces_unknown_words = False
+    lines_read = 0  # by fairseq-interactive, buffer by buffer
 
     @classmethod
     def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":
-        """Checks the options, then loads the dictionaries as translation does."""
+        """Checks the options (InputError), then loads the dictionaries as translation does."""
         try:
             parse_token_strategies(cfg.sd_token_strategies or DEFAULT_TOKEN_STRATEGIES)
         except ValueError as error:
             raise InputError(f"--sd-token-strategies: {error}") from error
+        if cfg.sd_path is not None:
+            read_path(cfg.sd_path)
         return super().setup_task(cfg, **kwargs)
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """As the mixin's; data are read up to the positions that the model has."""
-        model = super().build_model(cfg, from_checkpoint)
-        with open_dict(self.cfg) if OmegaConf.is_config(self.cfg) else nullcontext():
-            for name, limit in zip(("max_source_positions", "max_target_positions"), model.max_positions()):
-                setattr(self.cfg, name, min(getattr(self.cfg, name), limit))
-        return model
 
     def build_generator(self, models: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
         """As the mixin's; diverse beam search gets every sentence's own penalty."""
@@ -104,7 +98,17 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
         check_not_empty(self.datasets[split], split)
 
     def build_dataset_for_inference(self, src_tokens: Any, src_lengths: Any, constraints: Any = None) -> Any:
-        """As translation's; refuses empty lines."""
+        """As translation's; no empty line is decoded.
+
+        One rule for all ways in: nothing is said about an empty source. What is read as a whole (a data set, the hub's
+        list) is refused before any work; what is typed line by line (fairseq-interactive) loses that line only.
+        """
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
-        check_not_empty(dataset, "input")
+        if fairseq_command(sys.argv[0] if sys.argv else "") == "interactive":
+            leave_out_empty(dataset, self.lines_read)
+            if self._traces():
+                self._start_trace().number_lines(dataset, self.lines_read)
+            self.lines_read += len(dataset)
+        else:
+            check_not_empty(dataset, "input")
         return dataset

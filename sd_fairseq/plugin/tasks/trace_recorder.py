@@ -1,49 +1,34 @@
-"""Follows a generation: the decision trace, one record a sentence, and the summary at the end."""
+"""Collects the decision trace of a generation: one record a sentence, written batch by batch."""
 
 from __future__ import annotations
 
-import atexit
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, List, Sequence, Tuple
 
 import torch
-from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
-from sd_fairseq.decision.trace import TraceRecord, to_json_line
-from sd_fairseq.plugin.errors import InputError
+from sd_fairseq.decision.trace import TraceRecord
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import model_shape
-from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
-from sd_fairseq.whole_files import GrowingFile
+from sd_fairseq.plugin.tasks.trace_file import TraceFile
 
 
 class TraceRecorder:
-    """Follows what a generation decided, executed and took: a record a sentence, and a summary at the end.
+    """Records what a generation decided, executed and took.
 
     Args:
-        path: file of JSON lines, whole when the generation ends; None = none is wanted.
-
-    Raises:
-        InputError: the file cannot be written.
+        path: file to write, JSON lines.
     """
 
-    def __init__(self, path: Optional[str] = None):
-        self.path = path
-        self.file: Optional[GrowingFile] = None
-        if path:
-            try:
-                self.file = GrowingFile(path)
-            except OSError as error:
-                raise InputError(f"--sd-trace {path}: cannot be written ({error.strerror})") from error
-            atexit.register(self.file.finish)
-        self.summary = GenerationSummary()
+    def __init__(self, path: str):
+        self.file = TraceFile(path)
+        self.recorded, self.expected = 0, 0
+        self.waiting: Deque[List[int]] = deque()
         self.generation = ""
         self.beam = 1
-        self.dataset: Any = None
-        self.waiting: Deque[List[int]] = deque()  # local ids of the batches to come
-        self.recorded = self.expected = self.first_id = self.next_first_id = 0
 
     def describe_generation(self, args: Any, generator: Any) -> None:
         """Notes the search's options, the part of every score's signature."""
@@ -57,86 +42,92 @@ class TraceRecorder:
         }
         self.generation = "|".join(f"{key}:{value}" for key, value in fields.items())
 
-    def expect(self, dataset: Any, batches: Sequence[Sequence[int]], shard: int, num_shards: int) -> None:
-        """Notes which sentences are to come.
+    def expect(self, batches: Sequence[Sequence[int]], shard: int, num_shards: int) -> None:
+        """Notes how many more sentences are to come.
 
         Args:
-            dataset: the sentences.
             batches: of the whole data set.
             shard, num_shards: this process decodes every ``num_shards``-th batch from ``shard`` on.
         """
-        mine = batches[shard::num_shards]
-        self.dataset = dataset
-        self.first_id, self.next_first_id = self.next_first_id, self.next_first_id + len(dataset)
-        self.waiting = deque([int(index) for index in batch] for batch in mine)
-        self.expected = self.recorded + sum(len(batch) for batch in mine)
-        self.summary.shard = (shard, num_shards)
+        self.expected = self.recorded + sum(len(batch) for batch in batches[shard::num_shards])
+
+    def number_lines(self, dataset: Any, lines_before: int) -> None:
+        """Lets every batch of fairseq-interactive, which passes no ids on, leave its lines' numbers here.
+
+        Args:
+            dataset: of one buffer; its batches are made in this process and in the order of their use.
+            lines_before: lines of the buffers before it.
+        """
+        collate = dataset.collater
+
+        def remember(samples: Any, *args: Any, **kwargs: Any) -> Any:
+            batch = collate(samples, *args, **kwargs)
+            self.waiting.append([lines_before + one for one in batch["id"].tolist()])  # collating sorts by length
+            return batch
+
+        dataset.collater = remember
 
     def observe(self, models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
-        """Returns the batch with a place for the encoder to leave its decisions, and with the sentences' ids.
+        """Returns the batch with a place for the encoder to leave its decisions.
 
         Raises:
-            InputError: a trace is wanted of an ensemble, whose members decide differently.
+            InputError: an ensemble, whose members decide differently.
         """
-        if len(models) > 1 and self.path:
+        if len(models) > 1:
             raise InputError(f"--sd-trace records one model's decisions, found an ensemble of {len(models)}")
-        if "id" not in sample:  # fairseq-interactive's batches have none
-            sample = {**sample, "id": self.identify(sample["net_input"]["src_tokens"], models[0].encoder.padding_idx)}
-        if not hasattr(models[0], "space"):
-            return sample
-        return {**sample, "net_input": {**sample["net_input"], "decision_log": []}}
+        return log_decisions(models, sample)
 
-    def identify(self, src_tokens: Tensor, padding: int) -> Tensor:
-        """Finds the running ids of a batch's rows, which fairseq has sorted by length.
+    def record(self, model: Any, sample: Dict[str, Any], hypotheses: List[List[dict]], seconds: float) -> None:
+        """Writes a batch's records; the file takes its place when all expected sentences are in.
 
         Args:
-            src_tokens: LongTensor [B, S].
-            padding: index of the padding symbol.
-
-        Returns:
-            LongTensor [B].
-        """
-        rows: Dict[Tuple[int, ...], List[int]] = {}
-        for index in self.waiting.popleft() if self.waiting else ():
-            tokens = self.dataset[index]["source"]
-            rows.setdefault(tuple(tokens.tolist()), []).append(self.first_id + index)
-        found = [rows.get(tuple(row[row.ne(padding)].tolist())) for row in src_tokens.cpu()]
-        return torch.tensor([ids.pop(0) if ids else self.recorded + place for place, ids in enumerate(found)])
-
-    def record(self, models: List[Any], sample: Dict[str, Any], hypotheses: List[List[dict]], seconds: float) -> None:
-        """Takes in a batch.
-
-        Args:
-            models: that generated; of an ensemble only sentences and seconds are counted.
+            model: the model that generated.
             sample: what :meth:`observe` returned.
             hypotheses: fairseq's finalized hypotheses, best first, of each sentence.
             seconds: time of the batch.
         """
-        model = models[0]
-        src_tokens = sample["net_input"]["src_tokens"].cpu()
-        batch_size = src_tokens.size(0)
-        self.recorded += batch_size
-        if len(models) > 1 or not hasattr(model, "decoder") or not all(hypotheses):
-            self.summary.count(batch_size, seconds)
-            return
+        batch_size = len(hypotheses)
         space, shape = space_and_shape(model)
-        log = sample["net_input"].get("decision_log")
-        decisions = log[0].to(torch.device("cpu")) if log else space.keep_all(batch_size, torch.device("cpu"))
-        # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
-        steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
-        lengths = Lengths(src_tokens.ne(model.encoder.padding_idx).sum(dim=1), steps, self.beam)
-        common = {
-            "beam": self.beam,
-            "seconds": seconds / batch_size,
-            "generation": self.generation,
-            "model": getattr(model.args, "arch", type(model).__name__),
-        }
-        records = describe_batch(space, shape, decisions, lengths, sample["id"].tolist(), hypotheses, common)
-        self.summary.add(records, seconds)
-        if self.file is not None:
-            self.file.write("".join(to_json_line(record) + "\n" for record in records))
-            if self.expected == self.recorded and not self.summary.interactive:
-                self.file.finish()
+        decisions, lengths = read_batch(model, space, sample, hypotheses, self.beam)
+        # fairseq-interactive's batches have no ids: the lines are counted through all its buffers
+        running = self.waiting.popleft() if self.waiting else []
+        ids = sample["id"].tolist() if "id" in sample else running
+        records = describe_batch(
+            space,
+            shape,
+            decisions,
+            lengths,
+            ids,
+            hypotheses,
+            {
+                "beam": self.beam,
+                "seconds": seconds / batch_size,
+                "generation": self.generation,
+                "model": getattr(model.args, "arch", type(model).__name__),
+            },
+        )
+        self.recorded += len(records)
+        self.file.append(records, self.recorded >= self.expected)
+
+
+def log_decisions(models: List[Any], sample: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the batch with a place for the encoder to leave its decisions; itself where nothing decides."""
+    if len(models) > 1 or not hasattr(models[0], "space"):
+        return sample
+    return {**sample, "net_input": {**sample["net_input"], "decision_log": []}}
+
+
+def read_batch(
+    model: Any, space: DecisionSpace, sample: Dict[str, Any], hypotheses: List[List[dict]], beam: int
+) -> Tuple[Decisions, Lengths]:
+    """Returns what a batch decided and how long its sentences were, on the CPU; arguments as in the recorder."""
+    src_tokens = sample["net_input"]["src_tokens"].cpu()
+    log = sample["net_input"].get("decision_log")
+    cpu = torch.device("cpu")
+    decisions = log[0].to(cpu) if log else space.keep_all(src_tokens.size(0), cpu)
+    # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
+    steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
+    return decisions, Lengths(src_tokens.ne(model.encoder.padding_idx).sum(dim=1), steps, beam)
 
 
 def describe_batch(

@@ -1,0 +1,1 @@
+"""A trained switchable checkpoint becomes a plain one."""

@@ -1,0 +1,1 @@
+"""Answers of a trained checkpoint outside fairseq's commands: classes of sentences, spans of questions."""

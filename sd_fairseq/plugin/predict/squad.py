@@ -1,0 +1,291 @@
+"""``python -m sd_fairseq.plugin.predict.squad``: answers questions and says what each one skipped.
+
+Reads SQuAD 1.1 or 2.0 JSON, or JSON lines of {"id", "question", "context"}. Writes id -> answer as SQuAD's own scripts
+read it, id -> probability of having no answer, the n-best answers, and one JSON line a window with its decisions,
+lengths, FLOPs and seconds. Prints a summary, with scores where the file has answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+import sd_fairseq.plugin  # noqa: F401  # registers models and tasks
+from sd_fairseq.cost.path_flops import Lengths
+from sd_fairseq.decision.trace import TraceRecord
+from sd_fairseq.evaluation.skip_report import SkipReport, summarise_trace
+from sd_fairseq.evaluation.squad_data import Question, SquadError, has_unanswerable, read_questions
+from sd_fairseq.evaluation.squad_score import score_answers
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
+from sd_fairseq.plugin.models.span_head import SPAN_HEAD, span_head_shape
+from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
+from sd_fairseq.plugin.predict.sentences import write_whole
+from sd_fairseq.plugin.squad.answers import (
+    Span,
+    best_spans,
+    choose_answer,
+    cut_spans,
+    describe_spans,
+    no_answer_probability,
+    rank_spans,
+)
+from sd_fairseq.plugin.squad.offsets import bpe_options
+from sd_fairseq.plugin.squad.window_dataset import collate_windows
+from sd_fairseq.plugin.squad.windows import Window
+from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What is known about one question afterwards.
+
+    Args:
+        question: the question.
+        spans: the best answers of all its windows, best first.
+        traces: path, lengths, FLOPs and time of each window; ``target_tokens`` are the decoder's input, run once.
+    """
+
+    question: Question
+    spans: Tuple[Span, ...]
+    traces: Tuple[TraceRecord, ...]
+
+    @property
+    def best(self) -> str:
+        """The best answer, whatever the probability of having none."""
+        return choose_answer(self.spans, None)
+
+    @property
+    def no_answer(self) -> float:
+        """Probability of having no answer, 0..1."""
+        return no_answer_probability(self.spans)
+
+
+class SquadPredictor:
+    """Answers questions with a trained checkpoint, in batches.
+
+    Args:
+        hub: what ``SwitchableBARTModel.from_pretrained`` returned, of a checkpoint of ``switchable_squad``.
+        n_best: answers to keep.
+        answer_tokens: of an answer at most.
+    """
+
+    def __init__(self, hub: SwitchableHubInterface, n_best: int = 20, answer_tokens: int = 30):
+        if SPAN_HEAD not in hub.model.classification_heads:
+            raise InputError("the checkpoint was not trained with --task switchable_squad: it has no span head")
+        self.hub, self.n_best, self.answer_tokens = hub.eval(), n_best, answer_tokens
+        self.space, shape = space_and_shape(hub.model)
+        self.shape = dataclasses.replace(shape, head=span_head_shape(hub.model))
+
+    def answer(self, question: str, context: str) -> Reply:
+        """Answers one question."""
+        return self.predict([Question("0", question, context, (), None, "the question")])[0]
+
+    def predict(self, questions: Sequence[Question], batch_size: int = 32) -> List[Reply]:
+        """Answers questions; the replies come in their order.
+
+        Windows of similar length share a batch; no answer depends on its batch mates.
+
+        Raises:
+            InputError: a text without a character that the tokeniser knows.
+        """
+        windows = self.hub.task.maker.make(questions)
+        order = sorted(range(len(windows)), key=lambda index: -windows[index].tokens.numel())
+        spans: Dict[int, List[Span]] = {}
+        traces: Dict[int, TraceRecord] = {}
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [windows[row] for row in rows]
+            asked = [questions[window.question] for window in batch]
+            found = self._predict_batch(rows, batch, asked)
+            for row, window_spans, trace in zip(rows, *found):
+                spans[row], traces[row] = window_spans, trace
+        rows_of: List[List[int]] = [[] for _ in questions]
+        for row, window in enumerate(windows):
+            rows_of[window.question].append(row)
+        return [
+            Reply(
+                question,
+                tuple(rank_spans([span for row in rows for span in spans[row]], self.n_best)),
+                tuple(traces[row] for row in rows),
+            )
+            for question, rows in zip(questions, rows_of)
+        ]
+
+    def _predict_batch(
+        self, ids: List[int], windows: List[Window], questions: List[Question]
+    ) -> Tuple[List[List[Span]], List[TraceRecord]]:
+        batch = collate_windows(windows, self.hub.task.source_dictionary.pad())
+        started = time.perf_counter()
+        with torch.no_grad():
+            net_input = {name: value.to(self.hub.device) for name, value in batch["net_input"].items()}
+            output, extra = self.hub.model(**net_input, classification_head_name=SPAN_HEAD, return_all_hiddens=False)
+            logits: Tensor = output.float().cpu()  # [B, T, 2]
+        seconds = (time.perf_counter() - started) / len(ids)
+        best = best_spans(logits, batch["candidates"], self.n_best, self.answer_tokens)
+        spans = [
+            cut_spans(question, window, logits[row], (best[0][row], best[1][row], best[2][row]))
+            for row, (question, window) in enumerate(zip(questions, windows))
+        ]
+        lengths = batch["net_input"]["src_lengths"]
+        traces = describe_batch(
+            self.space,
+            self.shape,
+            extra["decisions"].to(torch.device("cpu")),
+            Lengths(lengths, lengths),
+            ids,
+            [[{"tokens": window.tokens}] for window in windows],
+            {
+                "beam": 1,
+                "seconds": seconds,
+                "generation": f"head:{SPAN_HEAD}",
+                "model": getattr(self.hub.model.args, "arch", type(self.hub.model).__name__),
+            },
+        )
+        return spans, traces
+
+
+def summarise(replies: Sequence[Reply], threshold: Optional[float]) -> Dict[str, Any]:
+    """Collects scores (where every question has answers or is said to have none), FLOPs, seconds and skip rates.
+
+    Args:
+        replies: of all questions.
+        threshold: of the probability of having no answer; None = there always is an answer.
+    """
+    report: SkipReport = summarise_trace([trace for reply in replies for trace in reply.traces])
+    questions = [reply.question for reply in replies]
+    summary: Dict[str, Any] = {
+        "examples": len(replies),
+        "windows": sum(len(reply.traces) for reply in replies),
+        "no_answer_threshold": threshold,
+    }
+    if all(question.answers or question.impossible for question in questions):
+        texts = {reply.question.id: reply.best for reply in replies}
+        silence = {reply.question.id: reply.no_answer for reply in replies}
+        if threshold is None:
+            summary.update(score_answers(questions, texts))
+        else:
+            summary.update(score_answers(questions, texts, silence, threshold))
+    summary.update(
+        flops_generation=report.flops_generation,
+        flops_paper=report.flops_paper,
+        seconds=report.seconds,
+        skip_rates=report.skip_rates,
+        token_strategies=report.token_strategies,
+        distinct_paths=report.distinct_paths,
+        top_path_share=report.top_path_share,
+    )
+    return summary
+
+
+def render_files(replies: Sequence[Reply], threshold: Optional[float], options: argparse.Namespace) -> Dict[str, str]:
+    """Renders the files that are wanted: path -> text."""
+    files: Dict[str, str] = {}
+    if options.output:
+        answers = {reply.question.id: choose_answer(reply.spans, threshold) for reply in replies}
+        files[options.output] = json.dumps(answers, ensure_ascii=False, indent=1) + "\n"
+    if options.na_probs:
+        probabilities = {reply.question.id: reply.no_answer for reply in replies}
+        files[options.na_probs] = json.dumps(probabilities, indent=1) + "\n"
+    if options.n_best_output:
+        lists = {reply.question.id: describe_spans(reply.spans, threshold is not None) for reply in replies}
+        files[options.n_best_output] = json.dumps(lists, ensure_ascii=False, indent=1) + "\n"
+    if options.decisions:
+        lines = []
+        for reply in replies:
+            for number, trace in enumerate(reply.traces):
+                record = {"id": reply.question.id, "window": number}
+                record.update({name: value for name, value in dataclasses.asdict(trace).items() if name != "id"})
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        files[options.decisions] = "".join(lines)
+    return files
+
+
+def load_predictor(options: argparse.Namespace) -> SquadPredictor:
+    """Loads the checkpoint with the tokeniser of the data folder."""
+    data = os.path.abspath(options.data)
+    folder, name = os.path.split(os.path.abspath(options.path))
+    overrides: Dict[str, Any] = {"sd_policy": "dense"} if options.dense else {}
+    hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options(data), **overrides)
+    if not hasattr(hub.task, "maker"):
+        raise InputError(f"{options.path}: was not trained with --task switchable_squad")
+    if options.cuda:
+        hub.cuda()
+    return SquadPredictor(hub, options.n_best, options.answer_tokens)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sd_fairseq.plugin.predict.squad", description=str(__doc__).split("\n\n", 1)[1]
+    )
+    parser.add_argument("data", metavar="DATA", help="folder made by examples/squad/prepare.py")
+    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="trained checkpoint")
+    parser.add_argument("--input", required=True, metavar="FILE", help="SQuAD .json or .jsonl, plain or .gz")
+    parser.add_argument("--output", metavar="FILE", help="id -> answer, JSON")
+    parser.add_argument("--na-probs", metavar="FILE", help="id -> probability of having no answer, JSON")
+    parser.add_argument("--n-best-output", metavar="FILE", help="id -> best answers with probabilities, JSON")
+    parser.add_argument("--decisions", metavar="FILE", help="path, lengths, FLOPs and seconds of windows, JSON lines")
+    parser.add_argument("--summary", metavar="FILE", help="scores, FLOPs and skip rates, JSON")
+    parser.add_argument("--n-best", type=int, default=20, metavar="N", help="answers to keep (default: 20)")
+    parser.add_argument("--answer-tokens", type=int, default=30, metavar="N", help="longest answer (default: 30)")
+    parser.add_argument(
+        "--no-answer-threshold",
+        type=float,
+        metavar="P",
+        help="probability of having no answer above which there is none (default: 0.5 if the file has questions "
+        "without an answer, as SQuAD 2.0, else every question gets an answer)",
+    )
+    parser.add_argument("--dense", action="store_true", help="skip nothing (a comparison on the same weights)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="windows side by side (default: 32)")
+    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuses options out of their range.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in ("n_best", "answer_tokens", "batch_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is not 1 or more")
+    threshold = options.no_answer_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--no-answer-threshold {threshold} is not in 0..1")
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        check_options(options)
+        questions = read_questions(options.input, needs_answers=False)
+        threshold = options.no_answer_threshold
+        if threshold is None and has_unanswerable(questions):
+            threshold = 0.5
+        replies = load_predictor(options).predict(questions, options.batch_size)
+        summary = summarise(replies, threshold)
+        files = render_files(replies, threshold, options)
+        if options.summary:
+            files[options.summary] = json.dumps(summary, indent=1) + "\n"
+        for path, text in files.items():
+            write_whole(path, text)
+    except (InputError, SquadError) as error:
+        print(f"sd_fairseq: error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What fairseq gets wrong or leaves out, mended from outside."""

@@ -1,0 +1,247 @@
+"""Scores paths on a fixed list of examples, teacher-forced: the loss and the FLOPs of each example on each path."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from fairseq import checkpoint_utils, utils
+from fairseq.data import data_utils
+from torch import Tensor
+
+from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
+from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
+from sd_fairseq.plugin.models.conversion import overrides_for
+from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+
+Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
+
+
+class Scores(NamedTuple):
+    """One path on every example.
+
+    Args:
+        loss: float64 [N], mean token NLL in nats.
+        halves: float64 [2, N], the same over even and over odd target positions.
+        flops: float64 [N], relative FLOPs of generation.
+    """
+
+    loss: Tensor
+    halves: Tensor
+    flops: Tensor
+
+
+class Scorer:
+    """Scores paths on a fixed list of examples.
+
+    Args:
+        model: a switchable model, dropout off.
+        batches: fairseq's batches.
+        padding: index of the padding symbol.
+        beam: beam size that FLOPs are counted for.
+    """
+
+    def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int):
+        self.model, self.batches, self.padding, self.beam = model, batches, padding, beam
+        self.known: Dict[Key, Scores] = {}
+
+    def score(self, key: Key) -> Scores:
+        """Scores one path for all examples; each path once."""
+        if key not in self.known:
+            space = self.model.space
+            keep, choice = torch.tensor([key[0]], dtype=torch.bool), torch.tensor([key[1]])
+            self.known[key] = self._run(
+                lambda count: PathRequest(
+                    decisions=space.to_decisions(keep.expand(count, -1), choice.expand(count)).to(self.device)
+                )
+            )[0]
+        return self.known[key]
+
+    def score_policy(self) -> Tuple[Scores, List[Decisions]]:
+        """Scores the paths that the model's own policy decides."""
+        return self._run(lambda count: PathRequest("mode"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def source_lengths(self) -> Tensor:
+        """LongTensor [N], end of sentence included."""
+        rows = [sample["net_input"]["src_tokens"].ne(self.padding).sum(dim=1) for sample in self.batches]
+        return torch.cat(rows).cpu()
+
+    @property
+    def dense_flops(self) -> Tensor:
+        """FLOPs of each example's dense path, generation, float64 [N]."""
+        model = self.model
+        found = [dense_flops("generation", model.shape, model.space, self._lengths(batch)) for batch in self.batches]
+        return torch.cat(found).double().cpu()
+
+    def _lengths(self, sample: Dict[str, Any]) -> Lengths:
+        source, target = sample["net_input"]["src_tokens"], sample["target"]
+        return Lengths(source.ne(self.padding).sum(1), target.ne(self.padding).sum(1), self.beam)
+
+    @torch.no_grad()
+    def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
+        pieces, decisions = [], []
+        for sample in self.batches:
+            target = sample["target"]  # [B, T]
+            output = self.model(**sample["net_input"], path=request(target.size(0)))
+            log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
+            nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).double()  # [B, T]
+            real = target.ne(self.padding)
+            lengths = self._lengths(sample)
+            taken = output[1]["decisions"]
+            flops = relative_flops("generation", self.model.shape, self.model.space, taken, lengths)
+            even = torch.arange(target.size(1), device=target.device) % 2 == 0
+            halves = torch.stack([mean_over(nll, real & even), mean_over(nll, real & ~even)])
+            pieces.append((mean_over(nll, real), halves, flops))
+            decisions.append(taken)
+        losses, halves, flops = zip(*pieces)
+        return Scores(torch.cat(losses).cpu(), torch.cat(halves, dim=1).cpu(), torch.cat(flops).cpu()), decisions
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Averages [B, T] over the positions ``where``; 0 where there is none."""
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def spread(sizes: Sequence[int], examples: int) -> int:
+    """Returns the largest n for which every n-th batch still makes up so many examples; 0 examples = all.
+
+    Args:
+        sizes: examples of each batch.
+        examples: how many are wanted.
+    """
+    wanted = examples or sum(sizes)
+    return max((n for n in range(1, len(sizes) + 1) if sum(sizes[::n]) >= wanted), default=1)
+
+
+def sample_evenly(count: int, wanted: int) -> List[int]:
+    """Returns ``wanted`` places of 0 to count - 1, evenly spread, or all where that is 0 or more than there are."""
+    taken = min(wanted, count) if wanted > 0 else count
+    return [(2 * place + 1) * count // (2 * taken) for place in range(taken)]
+
+
+def take_examples(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
+    """Returns batches of ``args.examples`` pairs that are evenly spread over the split's pairs sorted by length.
+
+    Raises:
+        InputError: no pair that the model takes, or one that is longer than a batch may be.
+    """
+    dataset = task.dataset(args.gen_subset)
+    with data_utils.numpy_seed(1):  # where pairs are as long as each other their order is drawn
+        order = dataset.ordered_indices()
+    order = task.filter_indices_by_size(order, dataset, model.max_positions(), ignore_invalid_inputs=True)
+    check_some(order, model, args)
+    chosen = order[sample_evenly(len(order), args.examples)]
+    check_batches(dataset, chosen, args.max_tokens)
+    return [
+        dataset.collater([dataset[place] for place in places])
+        for places in dataset.batch_by_size(chosen, max_tokens=args.max_tokens)
+    ]
+
+
+def check_batches(dataset: Any, places: Sequence[Any], max_tokens: int) -> None:
+    """Refuses pairs that are longer than a batch may be.
+
+    Raises:
+        InputError: naming the longest.
+    """
+    longest = max((dataset.num_tokens(place) for place in places), default=0)
+    if longest > max_tokens:
+        raise InputError(f"--max-tokens {max_tokens}: the longest of the pairs has {longest}")
+
+
+def check_some(pairs: Sequence[Any], model: Any, args: Any) -> None:
+    """Refuses an empty split.
+
+    Raises:
+        InputError: there is no pair.
+    """
+    if not len(pairs):
+        raise InputError(
+            f"no pair of {args.gen_subset!r} is short enough for the model: {model.max_positions()} tokens"
+        )
+
+
+def load_model(args: Any) -> Tuple[Any, Any]:
+    """Loads a model and its task with a split.
+
+    Args:
+        args: with path, model_overrides, data, gen_subset and cuda.
+
+    Raises:
+        InputError: an unreadable checkpoint.
+    """
+    check_checkpoint(args.path, "--path")
+    overrides = overrides_for(args.path, args.model_overrides, args.data)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
+    task.load_dataset(args.gen_subset)
+    return models[0].cuda() if args.cuda else models[0], task
+
+
+def load_batches(args: Any) -> Tuple[Any, Any, List[Dict[str, Any]]]:
+    """Loads a model, its task and all batches of a split, sorted by length.
+
+    Args:
+        args: as for :func:`load_model`, and max_tokens.
+
+    Raises:
+        InputError: an unreadable checkpoint, or no pair that the model takes.
+    """
+    model, task = load_model(args)
+    batches = all_batches(model, task, args)
+    return model, task, batches
+
+
+def all_batches(model: Any, task: Any, args: Any) -> List[Dict[str, Any]]:
+    """Returns all batches of a loaded split, sorted by length.
+
+    Raises:
+        InputError: no pair that the model takes, or one that is longer than a batch may be.
+    """
+    dataset = task.dataset(args.gen_subset)
+    order = task.filter_indices_by_size(
+        dataset.ordered_indices(), dataset, model.max_positions(), ignore_invalid_inputs=True
+    )
+    check_some(order, model, args)
+    check_batches(dataset, order, args.max_tokens)
+    iterator = task.get_batch_iterator(
+        dataset,
+        max_tokens=args.max_tokens,
+        max_positions=model.max_positions(),
+        ignore_invalid_inputs=True,  # as in training: fairseq warns and leaves out what is too long
+    ).next_epoch_itr(shuffle=False)
+    return list(iterator)
+
+
+def load(args: Any) -> Scorer:
+    """Loads model and examples.
+
+    Args:
+        args: the options of ``path_search``: with ``--sample batches`` or ``--every`` whole batches are taken.
+
+    Raises:
+        InputError: a checkpoint without decisions, or an unreadable one.
+    """
+    model, task = load_model(args)
+    model.eval()
+    if not hasattr(model, "space"):
+        raise InputError(f"{args.path} holds a {type(model).__name__}, expected a switchable_bart")
+    if args.sample == "examples" and args.every == 0:
+        batches = take_examples(model, task, args)
+    elif args.every == 0:
+        batches = all_batches(model, task, args)
+        batches = batches[:: spread([batch["target"].size(0) for batch in batches], args.examples)]
+    else:
+        batches = all_batches(model, task, args)[:: args.every]
+        sizes = itertools.accumulate(batch["target"].size(0) for batch in batches)
+        batches = batches[: 1 + sum(size < args.examples for size in sizes) if args.examples else None]
+    batches = [utils.move_to_cuda(batch) for batch in batches] if args.cuda else batches
+    return Scorer(model, batches, task.target_dictionary.pad(), args.beam)
