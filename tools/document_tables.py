@@ -2,7 +2,7 @@
 
     python tools/document_tables.py docs/results.md docs/speed.md docs/compatibility.md
 
-puts each table between its lines ``<!-- table NAME -->`` and ``<!-- /table -->``; ``--check`` says what differs instead.
+puts each table between its lines ``<!-- table NAME -->`` and ``<!-- /table -->``; ``--check`` says what differs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+from estimator_table import ROWS
+from learning_results import CONSTRAINT, read_results
+from learning_rows import GridRow, collect, compare_by_example, pair_by_seed
 from tabulate import tabulate
+from understanding_table import SITES, mean
+from understanding_table import collect as collect_tasks
+from understanding_table import read_results as read_tasks
 
-from sd_fairseq.evaluation.learning_results import CONSTRAINT, read_results
-from sd_fairseq.evaluation.learning_rows import GridRow, collect, compare_by_example, pair_by_seed
-from sd_fairseq.evaluation.understanding_table import SITES, mean
-from sd_fairseq.evaluation.understanding_table import collect as collect_tasks
-from sd_fairseq.evaluation.understanding_table import read_results as read_tasks
 from sd_fairseq.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,9 +91,20 @@ def controls() -> Iterator[Cells]:
         yield [f"`{name}`, all lengths, seed 1", *cells]
 
 
-def policy() -> Iterator[Cells]:
-    """What a policy decides before the backbone adapts."""
+PAPERS = ("encoder-only", "decoder-only", "token-only", "tokens-too", "layerwise", "as-printed", "lexicographic")
+PAPERS += ("fixed-0.2", "fixed-1.0", "fixed-1.5", "random-deployed", "score-function", "tolerance-0.25")
+ONLY_PAPERS = set(PAPERS) - {"score-function", "tolerance-0.25", "tokens-too"}
+
+
+def policy(names: Optional[Sequence[str]] = None) -> Iterator[Cells]:
+    """What a policy decides before the backbone adapts.
+
+    Args:
+        names: which rows; None = those that stand in no table of the paper.
+    """
     rows = grid("debian/policy_only")
+    rows = {name: rows[name] for name in names or [one for one in rows if one not in ONLY_PAPERS] + ["dense"]}
+    rows.setdefault("dense", grid("debian/policy_only")["dense"])
     yield ["row", "FLOPs", "minus the base", "paths", "beyond its tolerance, nats"]
     for name, row in rows.items():
         found = [run[CONSTRAINT]["violation"]["difference"] for run in row.runs if CONSTRAINT in run]
@@ -106,26 +118,18 @@ def skipped() -> Iterator[Cells]:
     """Percent skipped by site, rows trained in full."""
     yield ["row, % skipped", *SITES.values()]
     for name, row in grid("debian/trained").items():
-        if name != "dense":
+        if name.split("-")[0] not in ("dense", "random", "static"):
             rates = [[100 * run["skip_rates"].get(site, 0.0) for run in row.runs] for site in SITES]
             yield [f"`{name}`", *(f"{mean(values):.0f}" for values in rates)]
 
 
 def estimators() -> Iterator[Cells]:
     """How noisy an estimator is, and where its policy ends."""
-    rows, learned = (
-        grid("debian/policy_only"),
-        {
-            "score-function": "score-function",
-            "leave-one-out-4": "samples-4",
-            "straight-through": "straight-through",
-            "reinmax": "tolerance-0.25",
-        },
-    )
+    rows = grid("debian/policy_only")
     yield ["estimator", "noise / signal", "seconds", "row", "FLOPs", "minus the base"]
     for one in load("debian/noise.json")["estimators"]:
         figures = [one["estimator"], f"{one['noise_to_signal']:.1f}", f"{one['seconds']:.2f}"]
-        name = learned.get(one["estimator"])
+        name = ROWS.get(one["estimator"])
         yield figures + ([f"`{name}`", flops(rows[name]), minus(rows, name, "dense")] if name else ["", "", ""])
 
 
@@ -200,6 +204,7 @@ def matrix() -> Iterator[Cells]:
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
     **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix},
+    "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
     "speed-gpu": lambda: timed(["gpu/generation.json"], lambda row: True),
 }
