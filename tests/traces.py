@@ -54,5 +54,5 @@ def write_output(path, hypotheses, references):
     lines = []
     for index in sorted(hypotheses, key=lambda one: (one % 3, one)):  # batches come in any order
         lines += [f"S-{index}\tsource", f"T-{index}\t{references[index]}", f"H-{index}\t-0.5\t{hypotheses[index]}"]
-        lines += [f"D-{index}\t-0.5\t{hypotheses[index]}", f"P-{index}\t-0.5 -0.5"]
+        lines += [f"D-{index}\t-0.5\t{hypotheses[index]}", f"P-{index}\t" + " ".join(["-0.5"] * 9)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ import sys
 from typing import Any, List, Optional, Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # the package beside which this script stands
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tools")]  # the package beside which this script stands
 
 from grid import TUNED_ON, Grid  # noqa: E402
 from recipe import RecipeError, Settings, read_rows, size_options  # noqa: E402

@@ -13,7 +13,8 @@ import tempfile
 from typing import Dict, List, Optional, Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [HERE, ROOT, os.path.join(ROOT, "tools")]
 
 from grid import Grid  # noqa: E402
 from recipe import BASE, RecipeError, generate_command, render  # noqa: E402

@@ -153,10 +153,10 @@ def read_trace(path: str) -> List[TraceRecord]:
     records = []
     with open(path, "rb") as lines:  # decoded line by line, so that bytes which are no text are named by line too
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
             try:
-                records.append(from_json_line(line.decode("utf-8")))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    records.append(from_json_line(text))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     if not records:

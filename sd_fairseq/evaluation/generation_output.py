@@ -17,11 +17,13 @@ class GenerationOutput:
         hypotheses: id -> best hypothesis, detokenised; may be empty.
         references: id -> reference.
         sources: id -> source; empty where fairseq-generate printed none.
+        lengths: id -> tokens of the best hypothesis, by its scores (P-); empty where none were printed.
     """
 
     hypotheses: Dict[int, str]
     references: Dict[int, str]
     sources: Dict[int, str] = field(default_factory=dict)
+    lengths: Dict[int, int] = field(default_factory=dict)
 
     @property
     def ids(self) -> List[int]:
@@ -40,7 +42,7 @@ def read_generation(paths: Sequence[str]) -> GenerationOutput:
             line, a last line that breaks off.
         OSError: a file cannot be read.
     """
-    merged = GenerationOutput({}, {}, {})
+    merged = GenerationOutput({}, {}, {}, {})
     for path in paths:
         shard = _read_shard(path)
         both = sorted(set(merged.hypotheses) & set(shard.hypotheses))
@@ -49,11 +51,12 @@ def read_generation(paths: Sequence[str]) -> GenerationOutput:
         merged.hypotheses.update(shard.hypotheses)
         merged.references.update(shard.references)
         merged.sources.update(shard.sources)
+        merged.lengths.update(shard.lengths)
     return merged
 
 
 def _read_shard(path: str) -> GenerationOutput:
-    texts: Dict[str, Dict[int, str]] = {"D-": {}, "T-": {}, "S-": {}}
+    texts: Dict[str, Dict[int, str]] = {"D-": {}, "T-": {}, "S-": {}, "P-": {}}
     with open(path, "rb") as lines:  # in bytes only a line feed ends a line; a text may hold other separators
         for number, line in enumerate(lines, start=1):
             kind, identity, text = _split_line(line, f"{path}:{number}")
@@ -69,14 +72,15 @@ def _read_shard(path: str) -> GenerationOutput:
     if odd:
         missing = "reference" if odd[0] in hypotheses else "hypothesis"
         raise ValueError(f"{path}: example {odd[0]} has no {missing} ({len(odd)} such examples); truncated output?")
-    return GenerationOutput(hypotheses, references, texts["S-"])
+    lengths = {identity: len(scores.split()) for identity, scores in texts["P-"].items()}
+    return GenerationOutput(hypotheses, references, texts["S-"], lengths)
 
 
 def _split_line(line: bytes, place: str) -> Tuple[str, int, str]:
-    """Returns the line's kind, id and text; the kind is empty where the line is none of S-, T- and D-."""
+    """Returns the line's kind, id and text; the kind is empty where the line is none of S-, T-, D- and P-."""
     if not line.endswith(b"\n"):
         raise ValueError(f"{place}: the last line breaks off; truncated output?")
-    if line[:2] not in (b"S-", b"T-", b"D-"):
+    if line[:2] not in (b"S-", b"T-", b"D-", b"P-"):
         return "", 0, ""
     try:
         parts = line.decode("utf-8").rstrip("\r\n").split("\t", 2 if line[:1] == b"D" else 1)

@@ -61,7 +61,7 @@ def draw_skip_heatmap(system: Dict[str, Any], title: str, path: str) -> None:
         fontsize=11,
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -141,5 +141,5 @@ def draw_tradeoff(systems: Dict[str, Dict[str, Any]], title: str, path: str) -> 
     handles = [container[0] for container in axes.containers]  # the markers without their intervals
     labels = axes.get_legend_handles_labels()[1]
     axes.legend(handles, labels, frameon=False, fontsize=9, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)

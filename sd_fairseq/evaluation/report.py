@@ -10,22 +10,23 @@ import argparse
 import json
 import os
 import sys
-import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from tabulate import tabulate
 from tqdm import tqdm
 
 from sd_fairseq.decision.trace import TraceRecord, read_trace
+from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.generation_output import GenerationOutput, read_generation
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
-from sd_fairseq.evaluation.rouge import document_scores, rouge
+from sd_fairseq.evaluation.report_table import render
 from sd_fairseq.evaluation.skip_report import summarise_trace
-from sd_fairseq.version import __version__
+from sd_fairseq.whole_files import check_places, whole
 
 RESAMPLES = 5000
+PLAIN = Scoring()
 RESERVED_NAMES = ("signature", "data")  # keys of report.json beside the systems
 
 
@@ -61,7 +62,7 @@ def read_system(name: str, outputs: str, traces: str) -> System:
     """Reads a system; several shards are separated by commas.
 
     Raises:
-        ValueError: texts and trace cover different examples.
+        ValueError: texts and trace cover different examples or are of different runs.
     """
     output = read_generation(outputs.split(","))
     records = sorted((record for path in traces.split(",") for record in read_trace(path)), key=lambda r: r.id)
@@ -70,6 +71,13 @@ def read_system(name: str, outputs: str, traces: str) -> System:
         odd = sorted(set(traced) ^ set(output.ids))
         example = f", example {odd[0]} is in one only" if odd else ", ids repeat in the trace"
         raise ValueError(f"{name}: {len(traced)} traced and {len(output.ids)} generated examples{example}")
+    for record in records:
+        length = output.lengths.get(record.id, record.target_tokens)
+        if length != record.target_tokens:
+            raise ValueError(
+                f"{name}: example {record.id} has {length} tokens in {outputs} and {record.target_tokens} in {traces}; "
+                "expected texts and trace of one run"
+            )
     return System(name, output, records)
 
 
@@ -95,29 +103,35 @@ def texts(system: System) -> Tuple[List[str], List[str]]:
     return hypotheses, [system.output.references[identity] for identity in system.output.ids]
 
 
-def describe_system(system: System) -> Dict[str, Any]:
+def prepared(system: System, scoring: Scoring) -> Tuple[List[str], List[str]]:
+    """Returns hypotheses and references as they are scored, in the order of the ids."""
+    hypotheses, references = ([scoring.prepare(text) for text in side] for side in texts(system))
+    return hypotheses, references
+
+
+def describe_system(system: System, scoring: Scoring = PLAIN) -> Dict[str, Any]:
     """Scores a system and summarises its trace; ROUGE on 0-100."""
     figures: Dict[str, Any] = {}
-    for name, score in rouge(*texts(system), count_empty=True).items():
+    for name, score in scoring.rouge(*prepared(system, scoring)).items():
         figures[name] = 100 * score.f.average
         figures[f"{name}_interval"] = [100 * score.f.low, 100 * score.f.high]
     figures.update(asdict(summarise_trace(system.records)))
     return figures
 
 
-def compare_with_dense(system: System, dense: System) -> Dict[str, float]:
+def compare_with_dense(system: System, dense: System, scoring: Scoring = PLAIN) -> Dict[str, float]:
     """Paired bootstrap over examples of the ROUGE-L difference, system minus dense.
 
     Returns:
         ``difference`` (0-100), its 95 % interval ``low`` and ``high``, and the two-sided ``p``.
     """
-    scores = [score_examples(one) for one in (system, dense)]
+    scores = [score_examples(one, scoring) for one in (system, dense)]
     return bootstrap_differences(scores[0] - scores[1], system.name)
 
 
-def score_examples(system: System) -> np.ndarray:
+def score_examples(system: System, scoring: Scoring = PLAIN) -> np.ndarray:
     """Returns ROUGE-L of every example, [examples], 0-100."""
-    return 100 * document_scores(*texts(system), count_empty=True)["rougeL"]
+    return 100 * scoring.by_document(*prepared(system, scoring))
 
 
 def bootstrap_differences(differences: np.ndarray, name: str) -> Dict[str, float]:
@@ -141,73 +155,39 @@ def bootstrap_differences(differences: np.ndarray, name: str) -> Dict[str, float
     }
 
 
-def signature(systems: Sequence[System], data: str) -> str:
-    """Says under which conditions the scores were made."""
+def signature(systems: Sequence[System], data: str, scoring: Scoring = PLAIN) -> str:
+    """Says under which conditions the scores were made; begins with what `--scoring sd_rouge` prints."""
     searches = sorted({record.generation for system in systems for record in system.records})
-    return "|".join(
-        [
-            "rouge:port-of-ROUGE-1.5.5(stem,bootstrap)",
-            f"n:{len(systems[0].records)}",
-            " or ".join(searches),
-            f"data:{data}",
-            "flops:generation(beam,cached,LM-head,policy)+paper(no-LM-head),1MAC=2FLOPs",
-            f"sd_fairseq:{__version__}",
-        ]
-    )
+    flops = "flops:generation(beam,cached,LM-head,policy)+paper(no-LM-head),1MAC=2FLOPs"
+    return "|".join([scoring.signature(len(systems[0].records)), " or ".join(searches), f"data:{data}", flops])
 
 
-def build_report(systems: Sequence[System], data: str) -> Dict[str, Any]:
-    """Builds what ``report.json`` holds; the first system is the dense one."""
-    report: Dict[str, Any] = {"signature": signature(systems, data), "data": data}
+def build_report(
+    systems: Sequence[System], data: str, scoring: Scoring = PLAIN, against: Optional[Sequence[str]] = None
+) -> Dict[str, Any]:
+    """Builds what ``report.json`` holds.
+
+    Args:
+        systems: in the order of the table.
+        data: name of the data set.
+        scoring: what decides the digits.
+        against: ``dense``, ``dense_control`` or both: every later system is compared with them; None: with the first.
+    """
+    report: Dict[str, Any] = {"signature": signature(systems, data, scoring), "data": data}
+    by_example = {system.name: score_examples(system, scoring) for system in systems}
+    by_name = {system.name: system for system in systems}
+    bases = {"dense": systems[0]} if against is None else {name: by_name[name] for name in against}
     for system in tqdm(systems, desc="scoring", leave=False, disable=None):
-        report[system.name] = describe_system(system)
-        if system is not systems[0]:
-            report[system.name]["rougeL_minus_dense"] = compare_with_dense(system, systems[0])
+        figures = report[system.name] = describe_system(system, scoring)
+        for name, base in bases.items():
+            if systems.index(system) > systems.index(base):
+                differences = by_example[system.name] - by_example[base.name]
+                figures[f"rougeL_minus_{name}"] = bootstrap_differences(differences, system.name)
     return report
 
 
-def render(report: Dict[str, Any], names: Sequence[str]) -> str:
-    """Renders the table, the comparisons and the signature."""
-    sites = ["encoder_attention", "encoder_ffn", "decoder_attention", "decoder_cross_attention", "decoder_ffn", "token"]
-    sites = [site for site in sites if any(site in report[name]["skip_rates"] for name in names)]
-    rows: List[List[str]] = []
-    for name in names:
-        system = report[name]
-        row = [name]
-        for metric in ("rouge1", "rouge2", "rougeL"):
-            low, high = system[f"{metric}_interval"]
-            row.append(f"{system[metric]:.2f} [{low:.2f}, {high:.2f}]")
-        row += [f"{system['flops_generation']:.3f}", f"{system['flops_paper']:.3f}"]
-        row += [f"{system['flops_corpus']:.3f}"]
-        row += [f"{system['gflops_per_example']:.4f}", f"{system['seconds']:.1f}"]
-        row += [f"{100 * system['skip_rates'][site]:.1f}" if site in system["skip_rates"] else "-" for site in sites]
-        row += [str(system["distinct_paths"]), f"{100 * system['top_path_share']:.1f}"]
-        rows.append(row + [f"{system['path_entropy']:.2f}"])
-    headers = [
-        "system",
-        "R-1",
-        "R-2",
-        "R-L",
-        "FLOPs\ngeneration",
-        "FLOPs\npaper",
-        "FLOPs\ncorpus",
-        "GFLOPs\n/example",
-        "seconds",
-    ]
-    headers += ["skip %\n" + site.replace("_", "\n") for site in sites] + ["distinct\npaths"]
-    headers += ["top path\n%", "paths'\nentropy\n(bits)"]
-    lines = [tabulate(rows, headers, disable_numparse=True), ""]
-    for name in names[1:]:
-        test = report[name]["rougeL_minus_dense"]
-        lines.append(
-            f"{name} - {names[0]}: ROUGE-L {test['difference']:+.2f}, 95 % interval [{test['low']:+.2f}, "
-            f"{test['high']:+.2f}], p = {test['p']:.4f} (paired bootstrap, {RESAMPLES} resamples)"
-        )
-    return "\n".join(lines + [report["signature"]])
-
-
-def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, title: str) -> None:
-    """Writes the pictures and ``report.json``; all are made beside their place before the first is renamed.
+def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, title: str, pictures: bool = True) -> None:
+    """Writes ``report.json`` and the pictures; all are made beside their place before the first is renamed.
 
     Raises:
         OSError: the folder or a file in it cannot be written; what stood there stays.
@@ -215,24 +195,26 @@ def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, titl
     os.makedirs(folder, exist_ok=True)
     systems = {name: report[name] for name in names}
     shown = "switchable" if "switchable" in systems else names[-1]
-    files = ("skip_heatmap.png", "tradeoff.png", "report.json")
-    blocked = [name for name in files if os.path.isdir(os.path.join(folder, name))]
+    files = ["report.json"] + (["skip_heatmap.png", "tradeoff.png"] if pictures else [])
+    paths = [os.path.join(folder, name) for name in files]
+    blocked = [path for path in paths if os.path.isdir(path)]
     if blocked:
-        raise IsADirectoryError(f"{os.path.join(folder, blocked[0])} is a folder, expected a file or nothing")
-    with tempfile.TemporaryDirectory(prefix=".report.", dir=folder) as made:
-        draw_skip_heatmap(systems[shown], f"{title}: {shown}", os.path.join(made, "skip_heatmap.png"))
-        draw_tradeoff(systems, title, os.path.join(made, "tradeoff.png"))
-        with open(os.path.join(made, "report.json"), "w", encoding="utf-8") as text:
+        raise IsADirectoryError(f"{blocked[0]} is a folder, expected a file or nothing")
+    with ExitStack() as stack:
+        parts = [stack.enter_context(whole(path)) for path in paths]
+        if pictures:
+            draw_skip_heatmap(systems[shown], f"{title}: {shown}", parts[1])
+            draw_tradeoff(systems, title, parts[2])
+        with open(parts[0], "w", encoding="utf-8") as text:
             json.dump(report, text, indent=1)
-        for name in files:
-            os.replace(os.path.join(made, name), os.path.join(folder, name))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = argparse.ArgumentParser(prog="sd-report", description="Compare generations in quality, FLOPs and paths.")
     pair: Dict[str, Any] = {"nargs": 2, "metavar": ("GENERATION", "TRACE")}
-    parser.add_argument("--dense", required=True, help="output and trace of the dense model", **pair)
+    parser.add_argument("--dense", help="output and trace of the dense model", **pair)
+    parser.add_argument("--dense-control", help="output and trace of the dense model trained as long", **pair)
     parser.add_argument("--switchable", help="output and trace with learned decisions", **pair)
     parser.add_argument("--random", help="output and trace with random decisions", **pair)
     parser.add_argument(
@@ -246,24 +228,42 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", required=True, help="folder for report.json and the pictures")
     parser.add_argument("--title", default="Switchable Decision", help="title of the pictures")
     parser.add_argument("--data-name", default="unnamed", help="name of the data set, for the signature")
+    parser.add_argument("--ptb", action="store_true", help="tokenise texts first, as --sd-rouge-ptb (needs pysbd)")
+    parser.add_argument("--eos", default=".", help="end of sentence, as --sd-rouge-eos (default: %(default)s)")
+    parser.add_argument("--exceptions", metavar="FOLDER", help="irregular forms, as --sd-rouge-exceptions")
     return parser
+
+
+def can_draw() -> bool:
+    """Says whether pictures can be made; one line on standard error where they cannot."""
+    try:
+        load_pyplot()
+    except ValueError as error:
+        print(f"sd_fairseq: no pictures are drawn: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs the command; returns its exit code."""
     args = build_parser().parse_args(argv)
-    files = [("dense", *args.dense)]
-    files += [(name, *getattr(args, name)) for name in ("switchable", "random") if getattr(args, name)]
-    files += [tuple(added) for added in args.add]
+    shown = ("dense", "dense_control", "switchable", "random")
+    given = [(name, getattr(args, name)) for name in shown]
+    files = [(name, *pair) for name, pair in given if pair] + [tuple(added) for added in args.add]
     try:
-        check_names([name for name, _, _ in files])
-        load_pyplot()
+        if not files:
+            raise ValueError("no system is given, expected --dense, --dense-control, --switchable, --random or --add")
+        names = [one[0] for one in files]
+        check_names(names)
+        made = [os.path.join(args.output_dir, name) for name in ("report.json", "skip_heatmap.png", "tradeoff.png")]
+        check_places(made, [path for _, *pair in files for paths in pair for path in paths.split(",")])
+        scoring = Scoring.load(args.eos, args.ptb, args.exceptions)
         systems = [read_system(*one) for one in files]
         check_same_examples(systems)
-        report = build_report(systems, args.data_name)
-        names = [system.name for system in systems]
-        write_report(report, names, args.output_dir, args.title)
-    except (OSError, ValueError) as error:
+        against = [name for name, pair in given[:2] if pair]
+        report = build_report(systems, args.data_name, scoring, against)
+        write_report(report, names, args.output_dir, args.title, can_draw())
+    except (ImportError, OSError, ValueError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
     print(render(report, names))

@@ -19,6 +19,7 @@ from sd_fairseq.evaluation import ptb
 from sd_fairseq.evaluation.rouge_1_5_5 import HIGH_RANK, LOW_RANK, RESAMPLES, order_documents, resample, score_lines
 from sd_fairseq.evaluation.rouge_words import INSTALLED_EXCEPTIONS, read_exceptions, read_lines, split_sentences
 from sd_fairseq.version import __version__
+from sd_fairseq.whole_files import check_places, write_text
 
 DEFAULT_MAX_ORDER = 2
 
@@ -201,8 +202,12 @@ def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     if args.saveto and not os.path.isdir(os.path.dirname(os.path.abspath(args.saveto))):
         raise ValueError("cannot save to {}: there is no such folder".format(args.saveto))
+    check_places([args.saveto], [args.reference, args.summary])
     backend = _choose_backend(args)
     references, summaries = read_lines(args.reference), read_lines(args.summary)
+    cut = sum("<" in line for line in references + summaries)
+    if cut:
+        print("sd-rouge: warning: ROUGE-1.5.5 cuts {} line(s) at their first '<'".format(cut), file=sys.stderr)
     if args.ptb:
         references, summaries = ([ptb.tokenize(line) for line in lines] for lines in (references, summaries))
     if backend == "files2rouge":
@@ -249,17 +254,12 @@ def _run_port(args: argparse.Namespace, references: List[str], summaries: List[s
         choices = {"stem": not args.no_stemming, "exceptions": bool(args.exceptions), "ptb": args.ptb}
         print(format_signature(len(references) - ignored, eos, **choices), file=sys.stderr)
     if args.saveto:
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(args.saveto))) as folder:
-            unfinished = os.path.join(folder, "scores")
-            with open(unfinished, "w", encoding="utf-8") as text:
-                print(report, file=text)
-            os.replace(unfinished, args.saveto)
+        write_text(args.saveto, report + "\n")
 
 
 def _run_files2rouge(args: argparse.Namespace, references: List[str], summaries: List[str]) -> None:
     """Let the real files2rouge print its report; it reads copies, which are tokenised where that was asked for."""
-    folder_of_result = os.path.dirname(os.path.abspath(args.saveto)) if args.saveto else None
-    with tempfile.TemporaryDirectory(dir=folder_of_result) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         paths = {name: os.path.join(folder, name) for name in ("summaries", "references", "scores")}
         for name, lines in (("summaries", summaries), ("references", references)):
             with open(paths[name], "w", encoding="utf-8") as text:
@@ -281,7 +281,8 @@ def _run_files2rouge(args: argparse.Namespace, references: List[str], summaries:
         except Exception as error:
             raise RuntimeError("files2rouge failed ({}); --backend port does not need it".format(error)) from error
         if args.saveto:
-            os.replace(paths["scores"], args.saveto)
+            with open(paths["scores"], encoding="utf-8") as scores:
+                write_text(args.saveto, scores.read())
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def read_mapping(path: str, kinds: Tuple[type, ...], ids: Sequence[str] = ()) ->
     """
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-            content = json.loads(stream.read().decode("utf-8"))
+            content = json.loads(stream.read().decode("utf-8-sig"))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SquadError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):

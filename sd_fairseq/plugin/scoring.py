@@ -42,15 +42,11 @@ class SdRougeScorer(BaseScorer):
     """
 
     def __init__(self, cfg: SdRougeConfig) -> None:
-        from sd_fairseq.evaluation.ptb import tokenize
-        from sd_fairseq.evaluation.rouge_words import read_exceptions
+        from sd_fairseq.evaluation.generated_scores import Scoring
 
         super().__init__(cfg)
-        self.eos = " " + cfg.sd_rouge_eos
         try:
-            self.exceptions = read_exceptions(cfg.sd_rouge_exceptions) if cfg.sd_rouge_exceptions else None
-            self.tokenize = tokenize if cfg.sd_rouge_ptb else str
-            self.tokenize("What is missing shows before anything is generated.")
+            self.scoring = Scoring.load(cfg.sd_rouge_eos, cfg.sd_rouge_ptb, cfg.sd_rouge_exceptions)
         except (ImportError, ValueError) as error:
             raise InputError(str(error)) from error
 
@@ -61,22 +57,14 @@ class SdRougeScorer(BaseScorer):
             ref: reference text.
             pred: hypothesis text.
         """
-        super().add_string(self.tokenize(ref), self.tokenize(pred))
+        super().add_string(self.scoring.prepare(ref), self.scoring.prepare(pred))
 
     def score(self) -> float:
         """Compute ROUGE-1 F1 (0-100)."""
-        return 100 * self._rouge()["rouge1"].f.average
+        return 100 * self.scoring.rouge(self.pred, self.ref)["rouge1"].f.average
 
     def result_string(self) -> str:
         """Write all three F1 (0-100) and what decides their digits in one line."""
-        from sd_fairseq.evaluation.rouge import format_signature
-
-        names = zip(("R-1", "R-2", "R-L"), self._rouge().values())
+        names = zip(("R-1", "R-2", "R-L"), self.scoring.rouge(self.pred, self.ref).values())
         figures = " ".join("{} {:.2f}".format(name, 100 * score.f.average) for name, score in names)
-        choices = {"exceptions": self.exceptions is not None, "ptb": self.cfg.sd_rouge_ptb}
-        return "{} {}".format(figures, format_signature(len(self.pred), self.eos, **choices))
-
-    def _rouge(self):
-        from sd_fairseq.evaluation.rouge import rouge
-
-        return rouge(self.pred, self.ref, self.eos, count_empty=True, exceptions=self.exceptions)
+        return "{} {}".format(figures, self.scoring.signature(len(self.pred)))

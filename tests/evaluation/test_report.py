@@ -172,9 +172,54 @@ def test_a_place_that_cannot_be_written_gets_no_file_at_all(files, capsys, block
     assert sorted(files.rglob("*")) == before
 
 
-def test_missing_matplotlib_is_named_with_its_extra(files, capsys, monkeypatch):
+def test_without_matplotlib_there_are_table_and_figures_and_one_line(files, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refuse(capsys, "sd_fairseq[plots]", "--dense", *pair(files, "dense"), "--output-dir", str(files / "out"))
+    assert main(["--switchable", *pair(files, "switchable"), "--output-dir", str(files / "out")]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.err.strip().splitlines()) == 1 and "sd_fairseq[plots]" in shown.err and "R-L" in shown.out
+    assert [path.name for path in (files / "out").iterdir()] == ["report.json"]
+
+
+def test_a_report_without_dense_has_no_differences_and_none_without_any_system(files, capsys):
+    systems = ["--switchable", *pair(files, "switchable"), "--random", *pair(files, "random")]
+    assert main([*systems, "--output-dir", str(files / "out")]) == 0
+    report = json.loads((files / "out" / "report.json").read_text())
+    assert set(report) == {"signature", "data", "switchable", "random"}
+    assert not any(key.startswith("rougeL_minus") for name in ("switchable", "random") for key in report[name])
+    capsys.readouterr()
+    refuse(capsys, "no system is given", "--output-dir", str(files / "other"))
+
+
+def test_switchable_is_compared_with_dense_and_with_the_dense_control(files, capsys):
+    systems = ["--dense", *pair(files, "dense"), "--dense-control", *pair(files, "random")]
+    assert main([*systems, "--switchable", *pair(files, "switchable"), "--output-dir", str(files / "out")]) == 0
+    report = json.loads((files / "out" / "report.json").read_text())
+    assert set(report) == {"signature", "data", "dense", "dense_control", "switchable"}
+    better = report["switchable"]["rougeL_minus_dense_control"]
+    assert 0 < better["low"] <= better["difference"] <= better["high"]
+    assert better["difference"] == pytest.approx(
+        report["switchable"]["rougeL_minus_dense"]["difference"]
+        - report["dense_control"]["rougeL_minus_dense"]["difference"]
+    )
+    assert "switchable - dense_control" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_the_table_has_a_row_a_figure_and_no_line_above_100_characters(files, capsys, count):
+    systems = []
+    for index in range(count):
+        systems += ["--add", f"a name that is long, number {index}", *pair(files, "switchable")]
+    assert main(["--dense", *pair(files, "dense"), *systems, "--output-dir", str(files / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 100  # the last is the signature, which is one word to copy
+    rows = [line for line in lines if line.startswith("R-L")]
+    assert sum(len(row.split()) - 1 for row in rows) == count + 1
+
+
+def test_a_trace_of_another_run_is_refused(files, capsys):
+    write_trace(str(files / "switchable.trace"), [make_record(i, target_tokens=8 + (i < 7)) for i in range(COUNT)])
+    systems = ["--switchable", *pair(files, "switchable")]
+    refuse(capsys, "example 7 has 9 tokens in", *systems, "--output-dir", str(files / "out"))
     assert not (files / "out").exists()
 
 

@@ -199,3 +199,13 @@ def test_ptb_tokenises_both_sides(files, capsys):
         path.write_text("It rained. We left.\n", encoding="utf-8")
     assert main(["--ptb", "-v", "--backend", "port", *map(str, files)]) == 0
     assert "|ptb:yes|" in capsys.readouterr().err
+
+
+def test_the_command_refuses_to_save_over_what_it_reads_and_counts_the_lines_that_are_cut(tmp_path, capsys):
+    reference, summary = tmp_path / "reference", tmp_path / "summary"
+    reference.write_text("the <<unk>> cat\nb\n")
+    summary.write_text("the cat\nb\n")
+    assert main([str(reference), str(summary), "--backend", "port", "-s", str(reference)]) == 1
+    assert reference.read_text() == "the <<unk>> cat\nb\n" and "same file as the input" in capsys.readouterr().err
+    assert main([str(reference), str(summary), "--backend", "port"]) == 0
+    assert "cuts 1 line(s)" in capsys.readouterr().err

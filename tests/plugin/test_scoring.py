@@ -29,7 +29,7 @@ def test_the_scorer_gives_the_digits_of_the_report():
     scorer = build()
     for pair in PAIRS:
         scorer.add_string(*pair)
-    references, hypotheses = zip(*PAIRS)
+    references, hypotheses = zip(*sorted(PAIRS))  # the digits do not depend on the order of the batches
     figures = [100 * score.f.average for score in rouge(hypotheses, references).values()]
     assert scorer.score() == figures[0]
     assert scorer.result_string().startswith("R-1 {:.2f} R-2 {:.2f} R-L {:.2f} sd_rouge|".format(*figures))

@@ -31,7 +31,7 @@ from sd_fairseq.plugin.models.fixed_path import NOTATION, TOKENS, Path, dense_pa
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.whole_files import whole
+from sd_fairseq.whole_files import check_places, whole
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
 SITE_OF_MODULE = {
@@ -268,8 +268,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
     try:
-        told = export(build_parser().parse_args(argv))
+        check_places([args.output], [args.checkpoint, args.trace])
+        told = export(args)
     except ValueError as error:
         print(f"sd_fairseq: error: {find_message(error) or error}", file=sys.stderr)
         return 1

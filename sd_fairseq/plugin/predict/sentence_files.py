@@ -123,6 +123,8 @@ def _read_text(path: str) -> str:
 
 def _read_json_lines(path: str, text: io.StringIO) -> Iterator[Tuple[int, Dict[str, object]]]:
     for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -140,6 +142,8 @@ def _read_table(path: str, text: io.StringIO, delimiter: str) -> Iterator[Tuple[
     try:
         for cells in reader:
             number, last = last, reader.line_num + 1  # a quoted cell may hold line ends
+            if not cells:
+                continue
             if not header:
                 header = cells
             elif len(cells) != len(header):

@@ -28,7 +28,7 @@ from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 from sd_fairseq.plugin.predict.sentence_files import Example, SentenceTask, read_examples, shorten
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
-from sd_fairseq.whole_files import write_text
+from sd_fairseq.whole_files import PlaceError, check_places, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +217,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         if options.batch_size < 1:
             raise InputError(f"--batch-size {options.batch_size} is not 1 or more")
+        check_places([options.output, options.summary], [options.input, options.path])
         predictor, task = load_predictor(options, {"sd_policy": "dense"} if options.dense else {})
         examples = read_examples(options.input, task, needs_labels=False)
         predictions = predictor.predict(examples, options.batch_size)
@@ -225,7 +226,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             write_whole(options.output, "".join(one.to_json_line() + "\n" for one in predictions))
         if options.summary:
             write_whole(options.summary, json.dumps(summary, indent=1) + "\n")
-    except InputError as error:
+    except (InputError, PlaceError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(summary))

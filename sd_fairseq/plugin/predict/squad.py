@@ -42,6 +42,7 @@ from sd_fairseq.plugin.squad.offsets import bpe_options
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
+from sd_fairseq.whole_files import PlaceError, check_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +270,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         check_options(options)
+        outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
+        check_places(outputs, [options.input, options.path])
         questions = read_questions(options.input, needs_answers=False)
         threshold = options.no_answer_threshold
         if threshold is None and has_unanswerable(questions):
@@ -280,7 +283,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             files[options.summary] = json.dumps(summary, indent=1) + "\n"
         for path, text in files.items():
             write_whole(path, text)
-    except (InputError, SquadError) as error:
+    except (InputError, PlaceError, SquadError) as error:
         print(f"sd_fairseq: error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(summary))

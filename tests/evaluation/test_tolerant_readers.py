@@ -1,0 +1,33 @@
+"""Blank lines and a mark of byte order say nothing, in every reader."""
+
+import pytest
+from traces import make_record
+
+from sd_fairseq.decision.trace import read_trace, to_json_line
+from sd_fairseq.evaluation.squad_score import read_mapping
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_trace_with_a_mark_and_blank_lines(tmp_path):
+    record = make_record(3)
+    (tmp_path / "trace").write_bytes(MARK + b"\n\n" + to_json_line(record).encode() + b"\n \n")
+    assert read_trace(str(tmp_path / "trace")) == [record]
+
+
+def test_predictions_with_a_mark(tmp_path):
+    (tmp_path / "answers.json").write_bytes(MARK + b'{"a": "b"}\n\n')
+    assert read_mapping(str(tmp_path / "answers.json"), (str,)) == {"a": "b"}
+
+
+@pytest.mark.parametrize("name, lines", [
+    ("x.tsv", ["a\tlabel", "", "one\tyes", "", ""]),
+    ("x.csv", ["a,label", "", "one,yes", "", ""]),
+    ("x.jsonl", ['{"a": "one", "label": "yes"}', "", " ", ""]),
+])  # fmt: skip
+def test_tables_with_a_mark_and_blank_lines(tmp_path, name, lines):
+    pytest.importorskip("fairseq")
+    from sd_fairseq.plugin.predict.sentence_files import _read_rows
+
+    (tmp_path / name).write_bytes(MARK + "\n".join(lines).encode())
+    assert [row for _, row in _read_rows(str(tmp_path / name))] == [{"a": "one", "label": "yes"}]
