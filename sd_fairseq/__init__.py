@@ -2,18 +2,20 @@
 
 Reading order, as in the paper's abstract: :mod:`~sd_fairseq.decision` (what may be skipped, who decides) ->
 :mod:`~sd_fairseq.execution` (how it is carried out) -> :mod:`~sd_fairseq.cost` (what it costs) ->
-:mod:`~sd_fairseq.learning` (how the policy learns) -> :mod:`~sd_fairseq.plugin` (fairseq) ->
-:mod:`~sd_fairseq.evaluation` (did it work).
+:mod:`~sd_fairseq.learning` (how the policy learns) -> :mod:`~sd_fairseq.evaluation` (did it work) ->
+:mod:`~sd_fairseq.plugin` (fairseq) -> :mod:`~sd_fairseq.study` (research tools) -> :mod:`~sd_fairseq.commands`.
 
-Only the plugin needs fairseq; it is registered here when fairseq is installed, which is what ``--user-dir sd_fairseq``
-relies on.
+Models, tasks and criterion are registered here when fairseq has been imported, as it has when it loads
+``--user-dir sd_fairseq``; anything of :mod:`sd_fairseq.plugin` registers them, too. Nothing here imports fairseq first.
 """
 
-from importlib.util import find_spec
+import sys
 
+from sd_fairseq.moved import install as _install_signposts
 from sd_fairseq.version import __version__
 
 __all__ = ["__version__"]
 
-if find_spec("fairseq") is not None:
+_install_signposts()
+if sys.modules.get("fairseq") is not None:
     import sd_fairseq.plugin  # noqa: F401

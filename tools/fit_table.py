@@ -1,4 +1,4 @@
-"""What decisions per input are worth: the reports of ``sd_fairseq.study.policy_fit`` as one table."""
+"""What decisions per input are worth: the reports of ``sd-fit`` as one table."""
 
 from __future__ import annotations
 

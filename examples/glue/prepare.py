@@ -2,7 +2,7 @@
 
 OUT/input0, OUT/input1   dict.txt and {train,valid,test}.{bin,idx} of the first and, of pairs, the second text
 OUT/label                the same for the labels, whose order is the order of the head's outputs
-OUT/valid.jsonl          of --hash-split: the held-out examples as raw text, for sd_fairseq.plugin.predict.sentences
+OUT/valid.jsonl          of --hash-split: the held-out examples as raw text, for sd-classify
 OUT/prepared.json        where everything came from, counts, and how to encode new text the same way
 
     prepare.py RTE OUT --train train.tsv --valid dev.tsv --bpe gpt2 --gpt2-folder FOLDER     as BART's recipe

@@ -37,14 +37,14 @@ train() { # NAME UPDATES LR [more options]: trains, and notes the command
 
 predict() { # ROW: scores the last checkpoint (never the best one on the scored file) and records the result
   local row=$1
-  local command=(sd_fairseq.plugin.predict.sentences "$data" --path "$out/$row/checkpoint_last.pt" --input "$raw")
+  local command=(sd_fairseq.commands.classify "$data" --path "$out/$row/checkpoint_last.pt" --input "$raw")
   [[ -z ${COLUMNS_OF:-} ]] || read -ra columns <<<"$COLUMNS_OF"
   [[ -z ${COLUMNS_OF:-} ]] || command+=(--columns "${columns[@]}" --label-column "$LABEL_OF")
   "$python" -m "${command[@]}" --output "$out/$row.jsonl" --summary "$out/$row.summary.json"
   {
     [[ -n ${BASE:-} ]] || { cat "$out/base.command" && echo; }
     cat "$out/$row.command" && echo
-    echo "python -m ${command[*]}" | sed "s|$raw|$(basename "$raw")|g"
+    echo "sd-classify ${command[*]:1}" | sed "s|$raw|$(basename "$raw")|g"
   } | sed "s|$package|sd_fairseq|g" >"$out/$row.commands"
   "$python" "${package%/*}/tools/understanding_table.py" "$out/results" --record "$task-$row-$seed" --task "$task" \
     --row "$row" --seed "$seed" --summary "$out/$row.summary.json" --commands "$out/$row.commands"

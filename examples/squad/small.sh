@@ -31,7 +31,7 @@ train() { # NAME UPDATES LR [more options]: trains, and notes the command
 
 predict() { # ROW: answers with the last checkpoint (never the best one on the scored file) and records the results
   local row=$1 metric
-  local command=(sd_fairseq.plugin.predict.squad "$data" --path "$out/$row/checkpoint_last.pt" --input "$dev")
+  local command=(sd_fairseq.commands.answer "$data" --path "$out/$row/checkpoint_last.pt" --input "$dev")
   "$python" -m "${command[@]}" --output "$out/$row.predictions.json" --decisions "$out/$row.decisions.jsonl" \
     --summary "$out/$row.summary.json"
   {
@@ -39,7 +39,7 @@ predict() { # ROW: answers with the last checkpoint (never the best one on the s
       [[ -n ${BASE:-} ]] || { cat "$out/$name.command" && echo; }
     done
     cat "$out/$row.command" && echo
-    echo "python -m ${command[*]}" | sed "s|$dev|$(basename "$dev")|g"
+    echo "sd-answer ${command[*]:1}" | sed "s|$dev|$(basename "$dev")|g"
   } >"$out/$row.commands"
   for metric in exact f1; do
     "$python" "${package%/*}/tools/understanding_table.py" "$out/results" --task "$task" --row "$row" --seed "$seed" \

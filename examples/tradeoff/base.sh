@@ -80,5 +80,5 @@ MAX_TOKENS=${ROBUST_TOKENS:-3072} train robust "$robust_updates" "$data/data-bin
   --sd-token-strategies keep,last:10,last:20,last:30,last:40,last:50,uniform:25,uniform:33,uniform:50 \
   --finetune-from-model "$out/base/checkpoint_last.pt" --dropout 0 --lr "${ROBUST_LR:-3e-4}" \
   --lr-scheduler polynomial_decay --warmup-updates 30 --total-num-update "$robust_updates"
-"${PYTHON:-python3}" -m sd_fairseq.plugin.convert.export "$out/robust/checkpoint_last.pt" "$out/base.pt" --path dense
+"${PYTHON:-python3}" -m sd_fairseq.commands.export "$out/robust/checkpoint_last.pt" "$out/base.pt" --path dense
 echo "base: $out/base.pt"

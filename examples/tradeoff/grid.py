@@ -201,7 +201,8 @@ class Grid:
         """Returns the keep-probability at which random decisions cost what a row's do on valid."""
         self.generate(name, seed, TUNED_ON)
         folder = "$OUT/{}-{}".format(name, seed)
-        command = ["python", "-m", "sd_fairseq.study.match_random", "$DATA", "--path", folder + "/checkpoint_last.pt"]
+        command = ["python", "-m", "sd_fairseq.commands.match_random", "$DATA"]
+        command += ["--path", folder + "/checkpoint_last.pt"]
         command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON)]
         output = self.resolve(folder + "/keep.txt")
         self.commands[output] = render(command, folder + "/keep.txt")

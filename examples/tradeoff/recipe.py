@@ -254,7 +254,7 @@ def search_command(settings: Settings, output: str, examples: int, lowest: float
         sample: how they are chosen, see path_search.
     """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
-    command = ["python", "-m", "sd_fairseq.study.path_search", "$DATA", "--path", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.commands.search_paths", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
     command += ["--sample", sample]
     command += ["--lowest", str(lowest), "--output", output]
@@ -271,7 +271,7 @@ def fit_command(settings: Settings, flops: str, output: str, examples: int) -> L
         examples: of train, for the search.
     """
     overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
-    command = ["python", "-m", "sd_fairseq.study.policy_fit", "$DATA", "--path", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.commands.fit", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--search-examples", str(examples)]
     command += ["--flops", flops, "--output", output + ".pt", "--report", output + ".json"]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])
@@ -280,7 +280,7 @@ def fit_command(settings: Settings, flops: str, output: str, examples: int) -> L
 def constraint_command(row: Row, seed: int, settings: Settings, output: str) -> List[str]:
     """Returns the check of a trained row's deployed paths against the base's dense path, on pairs of train."""
     place = "$OUT/{}-{}/checkpoint_last.pt".format(row.name, seed)
-    command = ["python", "-m", "sd_fairseq.study.constraint_check", "$DATA", "--path", place, "--reference", "$BASE"]
+    command = ["python", "-m", "sd_fairseq.commands.check", "$DATA", "--path", place, "--reference", "$BASE"]
     command += ["--tolerance", last_value(row.ordered(settings.policy), "--sd-tolerance")]
     command += ["--gen-subset", "train", "--examples", CHECKED, "--output", output]
     return command + ([] if "--cpu" in settings.device else ["--cuda"])

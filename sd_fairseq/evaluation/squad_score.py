@@ -18,6 +18,7 @@ from collections import Counter
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from sd_fairseq.evaluation.squad_data import Question, SquadError, has_unanswerable, read_questions
+from sd_fairseq.version import __version__
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -156,7 +157,9 @@ def read_mapping(path: str, kinds: Tuple[type, ...], ids: Sequence[str] = ()) ->
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="sd-squad-score", description=str(__doc__).split("\n\n", 1)[0])
+    about, example = str(__doc__).split("\n\n", 1)[0], "example: sd-squad-score dev.json answers.json"
+    parser = argparse.ArgumentParser(prog="sd-squad-score", description=about, epilog=example)
+    parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     parser.add_argument("data", metavar="DATA", help="SQuAD 1.1 or 2.0 JSON (or JSON lines) with answers, also .gz")
     parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON object of id -> answer, also .gz")
     parser.add_argument("--na-prob-file", metavar="FILE", help="JSON object of id -> probability of having no answer")

@@ -1,7 +1,5 @@
 """How noisy is each estimate of the policy's quality gradient? Repeats every estimator on the same batches.
 
-    python -m sd_fairseq.study.gradient_noise DATA --path CHECKPOINT --repeats 32
-
 On every batch each estimator is repeated with other sampled paths and other dropout, as in training. Of the R gradients
 g_r (of the mean over the batch's examples, with respect to all parameters of the policy) the table shows
 
@@ -18,22 +16,18 @@ Source: the estimators are :mod:`~sd_fairseq.plugin.criterions.estimators`; noth
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from fairseq import utils
-from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 from sd_fairseq.learning.reinforce import flat_gradient
 from sd_fairseq.plugin.criterions.estimators import GATED, estimate_quality
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, trainable
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.study.path_scorer import load_batches
-from sd_fairseq.whole_files import write_json
 
 # What is shown by default: name -> (estimator, paths an example).
 ESTIMATORS = {
@@ -148,42 +142,19 @@ def load(args: argparse.Namespace) -> Tuple[Any, List[Evaluator]]:
     return model, [Evaluator(model, sample, task.target_dictionary.pad(), 0.0) for sample in chosen]
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    summary = str(__doc__).split("\n", 1)[0]
-    parser = argparse.ArgumentParser(prog="gradient_noise", description=summary)
-    parser.add_argument("data", help="binarised data folder")
-    parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
-    parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
-    parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
-    parser.add_argument("--estimators", default=",".join(ESTIMATORS), help="default: %(default)s")
-    parser.add_argument("--batches", type=int, default=4, help="spread over all lengths (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=32, help="2 or more (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=2048)
-    parser.add_argument("--bound", type=float, default=0.95, help="as --sd-bound (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of dropout and of a fresh policy")
-    parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--output", help="JSON file to write")
-    args = parser.parse_args(argv)
-    try:
-        names = args.estimators.split(",")
-        unknown = [name for name in names if name not in ESTIMATORS]
-        if unknown:
-            raise InputError(f"--estimators {unknown[0]!r} is none of {', '.join(ESTIMATORS)}")
-        if args.repeats < 2 or args.batches < 1:
-            raise InputError(f"--repeats {args.repeats} --batches {args.batches}: expected 2 or more and 1 or more")
-        torch.manual_seed(args.seed)
-        _, evaluators = load(args)
-        progress = tqdm(evaluators, unit=" batches", disable=None)
-        rows = summarise([measure_batch(one, names, args.repeats, args.bound) for one in progress])
-        if args.output:
-            write_json(args.output, {"repeats": args.repeats, "batches": len(evaluators), "estimators": rows})
-    except (OSError, ValueError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    print(tabulate([list(row.values()) for row in rows], list(rows[0]), tablefmt="github", floatfmt=".4g"))
-    return 0
+def check_arguments(args: argparse.Namespace) -> List[str]:
+    """Returns the names of the estimators that are asked for.
 
+    Args:
+        args: with estimators (comma-separated, None = all), repeats and batches.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: an unknown name, or a number out of its range.
+    """
+    names = args.estimators.split(",") if args.estimators else list(ESTIMATORS)
+    unknown = [name for name in names if name not in ESTIMATORS]
+    if unknown:
+        raise InputError(f"--estimators {unknown[0]!r} is none of {', '.join(ESTIMATORS)}")
+    if args.repeats < 2 or args.batches < 1:
+        raise InputError(f"--repeats {args.repeats} --batches {args.batches}: expected 2 or more and 1 or more")
+    return names

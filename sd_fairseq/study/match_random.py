@@ -1,14 +1,11 @@
 """Finds the keep-probability at which random decisions cost what a learned policy's did (the control of Table 8).
 
-``python -m sd_fairseq.study.match_random --path CHECKPOINT --trace TRACE [DATA]`` prints one number, for
-``--model-overrides "{'sd_policy': 'random', 'sd_random_keep': NUMBER}"``.
+It is the NUMBER of ``--model-overrides "{'sd_policy': 'random', 'sd_random_keep': NUMBER}"``.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import List, Optional
+from typing import Any, List
 
 import torch
 from fairseq import checkpoint_utils
@@ -16,7 +13,7 @@ from fairseq import checkpoint_utils
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.decision.given_policies import uniform_distribution
-from sd_fairseq.decision.trace import TraceRecord, read_trace
+from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.plugin.guards.errors import InputError
 
 
@@ -53,24 +50,18 @@ def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: 
     return (low + high) / 2
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="keep-probability of random decisions at a trace's FLOPs")
-    parser.add_argument("data", help="binarised data folder (for the dictionaries)")
-    parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
-    parser.add_argument("--trace", required=True, help="decision trace of its generation")
-    args = parser.parse_args(argv)
-    try:
-        overrides = {"data": args.data, "sd_policy": "dense"}
-        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
-        if not hasattr(models[0], "space"):
-            raise InputError(f"{args.path} holds a {type(models[0]).__name__}, expected a switchable_bart")
-        print(f"{matching_keep_probability(models[0].space, models[0].shape, read_trace(args.trace)):.4f}")
-    except (OSError, ValueError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def load_model(path: str, data: str) -> Any:
+    """Loads a switchable model.
 
+    Args:
+        path: its checkpoint.
+        data: folder of the dictionaries.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: a model of another kind.
+    """
+    overrides = {"data": data, "sd_policy": "dense"}
+    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    if not hasattr(models[0], "space"):
+        raise InputError(f"{path} holds a {type(models[0]).__name__}, expected a switchable_bart")
+    return models[0]

@@ -1,7 +1,5 @@
 """What predicts the path? Length, source, section and first word of a document against what the policy decided.
 
-    python -m sd_fairseq.study.path_analysis TRACE --pairs test.jsonl.gz --plot paths.png
-
 A decision tree guesses each example's path from one property at a time, on examples that it has not seen (5-fold). The
 guess of the most frequent path is what it must beat: a policy that collapsed leaves nothing to predict, one that looks
 at its input can be told from it. Line n of PAIRS (a JSON object with "document") is example n of the trace.
@@ -11,21 +9,18 @@ Source: section 1 of "Switchable Decision" (ICML 2024) claims decisions "for eac
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import sys
 import warnings
 import zlib
 from collections import Counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
-from tabulate import tabulate
 
-from sd_fairseq.decision.trace import TraceRecord, read_trace
+from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.evaluation.plots import load_pyplot
-from sd_fairseq.whole_files import whole, write_json
+from sd_fairseq.whole_files import whole
 
 FOLDS = 5
 LEAVES = 12
@@ -117,7 +112,7 @@ def predict(features: np.ndarray, paths: Sequence[str]) -> float:
         from sklearn.model_selection import StratifiedKFold, cross_val_score
         from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:
-        raise ValueError("path_analysis needs scikit-learn") from error
+        raise ValueError("guesses need scikit-learn; install it with: pip install scikit-learn") from error
     tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, random_state=1)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=1)
     with warnings.catch_warnings():
@@ -184,32 +179,3 @@ def draw(records: Sequence[TraceRecord], pairs: Sequence[Dict[str, Any]], path: 
     with whole(path) as part:
         figure.savefig(part, dpi=150, bbox_inches="tight", format="png")
     plt.close(figure)
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    summary = str(__doc__).split("\n", 1)[0]
-    parser = argparse.ArgumentParser(prog="path_analysis", description=summary)
-    parser.add_argument("trace", help="of fairseq-generate --sd-trace")
-    parser.add_argument("--pairs", required=True, help="SPLIT.jsonl.gz that was generated from, in its order")
-    parser.add_argument("--plot", metavar="PNG", help="draw the paths by length and domain, too")
-    parser.add_argument("--output", help="JSON file to write")
-    options = parser.parse_args(arguments)
-    try:
-        records, pairs = read_trace(options.trace), read_pairs(options.pairs)
-        found = analyse(records, pairs)
-        if options.plot:
-            draw(records, pairs, options.plot)
-        if options.output:
-            write_json(options.output, found)
-    except (OSError, ValueError) as error:
-        print(f"path_analysis: error: {error}", file=sys.stderr)
-        return 1
-    rows = [("(most frequent path)", found["most_frequent"]), *found["guessed"].items()]
-    print(f"{found['examples']} examples, {found['distinct_paths']} distinct paths")
-    print(tabulate(rows, ["guess from", "right"], tablefmt="github", floatfmt=".3f"))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

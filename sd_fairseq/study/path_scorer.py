@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.plugin.criterions.quality import mean_over, token_nll
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.conversion import overrides_for
@@ -93,7 +94,7 @@ class Scorer:
             target = sample["target"]  # [B, T]
             output = self.model(**sample["net_input"], path=request(target.size(0)))
             log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
-            nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).double()  # [B, T]
+            nll = token_nll(log_probs, target).double()  # [B, T]
             real = target.ne(self.padding)
             lengths = self._lengths(sample)
             taken = output[1]["decisions"]
@@ -104,11 +105,6 @@ class Scorer:
             decisions.append(taken)
         losses, halves, flops = zip(*pieces)
         return Scores(torch.cat(losses).cpu(), torch.cat(halves, dim=1).cpu(), torch.cat(flops).cpu()), decisions
-
-
-def mean_over(values: Tensor, where: Tensor) -> Tensor:
-    """Averages [B, T] over the positions ``where``; 0 where there is none."""
-    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def spread(sizes: Sequence[int], examples: int) -> int:

@@ -1,7 +1,5 @@
 """What are decisions per input worth? Best static path and oracle at the FLOPs of a learned policy, by one search.
 
-    python -m sd_fairseq.study.path_search DATA --path CHECKPOINT --gen-subset valid --examples 300
-
 A greedy search removes, step by step, the sub-layer (or takes the token strategy) that costs the least quality per FLOP
 saved, for all examples together. Every path that it tries is scored on every example, teacher-forced, so one table of
 losses and FLOPs [paths, examples] answers four questions at equal mean FLOPs:
@@ -15,20 +13,15 @@ losses and FLOPs [paths, examples] answers four questions at equal mean FLOPs:
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.study.path_scorer import Key, Scorer, load
-from sd_fairseq.whole_files import write_json
+from sd_fairseq.study.path_scorer import Key, Scorer
 
 LENGTH_RANGES = 4  # of as many examples each
 
@@ -234,63 +227,9 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     }
 
 
-def add_sample_options(parser: argparse.ArgumentParser, examples: int) -> None:
-    """Adds the options that choose the pairs.
-
-    Args:
-        parser: of a command that calls :func:`~sd_fairseq.study.path_scorer.load`.
-        examples: how many are taken by default.
-    """
-    add = parser.add_argument
-    add("--examples", type=int, default=examples, help="so many, 0 = all (default: %(default)s)")
-    add(
-        "--sample",
-        choices=("examples", "batches"),
-        default="examples",
-        help="pairs evenly spread over all, sorted by length (default); or every n-th batch from the shortest on, with "
-        "at least so many pairs: mostly short ones where few are asked for",
-    )
-    add("--every", type=int, default=0, help="instead: every n-th batch, sorted by length, up to --examples")
-
 
 def show(value: Any) -> str:
     """Writes a figure, or an interval as "difference [low, high]"."""
     if isinstance(value, dict):
         return "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(**value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="path_search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", help="binarised data folder")
-    parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
-    parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
-    parser.add_argument("--gen-subset", default="valid", help="split (default: %(default)s)")
-    add_sample_options(parser, 300)
-    parser.add_argument(
-        "--lowest", type=float, default=0.6, help="mean FLOPs at which the search ends, or the policy's"
-    )
-    parser.add_argument("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
-    parser.add_argument("--max-tokens", type=int, default=4096)
-    parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--output", help="JSON file to write")
-    args = parser.parse_args(argv)
-    try:
-        scorer = load(args)
-        of_policy = float(scorer.score_policy()[0].flops.mean())
-        found = analyse(scorer, greedy_search(scorer, min(args.lowest, of_policy)))
-        if args.output:
-            write_json(args.output, found)
-    except (OSError, ValueError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    print(tabulate([(name, show(value)) for name, value in found.items() if name != "static_frontier"]))
-    print(tabulate([(p["flops_generation"], p["nll"], json.dumps(p["path"])) for p in found["static_frontier"]]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """Fits a policy to searched paths, and measures what decisions per input are worth on examples it has not seen.
 
-    python -m sd_fairseq.study.policy_fit DATA --path BASE.pt --gen-subset train --flops 0.7 --output FITTED.pt
-
 Three steps, the backbone standing still: a greedy search (as ``path_search``) on a few pairs; the best paths that it
 tried are scored on many pairs, teacher-forced; a policy network is fitted to that table of losses and FLOPs by the
 exact gradient of its expected cost (``sd_fairseq/learning/path_table.py``). The report compares, at equal mean FLOPs:
@@ -26,12 +24,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from fairseq import checkpoint_utils
-from tabulate import tabulate
 from torch import nn
 
 from sd_fairseq.decision.policy import PolicyNetwork
@@ -40,7 +36,7 @@ from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.conversion import overrides_for
 from sd_fairseq.study.fit_report import compare, compare_held_out
 from sd_fairseq.study.path_scorer import Scorer, load
-from sd_fairseq.study.path_search import greedy_search, show
+from sd_fairseq.study.path_search import greedy_search
 from sd_fairseq.study.path_tables import (
     BAND,
     ScoredPaths,
@@ -113,32 +109,6 @@ def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> Non
     with whole(args.output) as part:
         torch.save({**state, "args": None, "model": weights, "last_optimizer_state": None}, part)
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command line."""
-    parser = argparse.ArgumentParser(
-        prog="policy_fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("data", help="binarised data folder")
-    add("--path", required=True, help="checkpoint of the base")
-    add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder,decoder"}')
-    add("--gen-subset", default="train", help="split (default: %(default)s)")
-    add("--flops", type=float, required=True, help="mean relative FLOPs to end at, in (0, 1)")
-    text = "what their mean is: of the examples' own shares, or the share of all examples' FLOPs (default: %(default)s)"
-    add("--flops-average", choices=("examples", "corpus"), default="examples", help=text)
-    add("--table", help="file of the scored paths: read where it is there, else written")
-    add("--examples", type=int, default=2000, help="pairs of the table, 0 = all (default: %(default)s)")
-    add("--search-examples", type=int, default=200, help="pairs of the search (default: %(default)s)")
-    add("--paths", type=int, default=24, help="of the table (default: %(default)s)")
-    add("--held-out", metavar="SPLIT", help="compare policy and static path on all of this split, too")
-    add("--seed", type=int, default=1, help="of the fit (default: %(default)s)")
-    add("--beam", type=int, default=4, help="beam that the FLOPs are counted for")
-    add("--max-tokens", type=int, default=4096)
-    add("--cuda", action="store_true")
-    add("--output", help="checkpoint to write")
-    add("--report", help="JSON file to write")
-    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -225,20 +195,3 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
     if args.report:
         write_json(args.report, found)
     return found
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        found = make(args)
-    except (OSError, ValueError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    held_out = {"held out: " + name: value for name, value in found.pop("held_out", {}).items()}
-    print(tabulate([(name, show(value)) for name, value in {**found, **held_out}.items()]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

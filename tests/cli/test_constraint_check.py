@@ -1,4 +1,4 @@
-"""``python -m sd_fairseq.study.constraint_check``: a policy that stands still, measured against a dense path."""
+"""``sd-check``: a policy that stands still, measured against a dense path."""
 
 import json
 
@@ -9,7 +9,7 @@ from sd_fairseq.study.path_scorer import Scores, load
 
 
 def run(*arguments):
-    from sd_fairseq.study.constraint_check import main
+    from sd_fairseq.commands.check import main
 
     return main([str(argument) for argument in arguments])
 

@@ -1,4 +1,4 @@
-"""``python -m sd_fairseq.study.path_search`` on a real checkpoint."""
+"""``sd-search-paths`` on a real checkpoint."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from sd_fairseq.study.path_scorer import sample_evenly
 
 
 def run(*arguments):
-    from sd_fairseq.study.path_search import main
+    from sd_fairseq.commands.search_paths import main
 
     return main([str(argument) for argument in arguments])
 

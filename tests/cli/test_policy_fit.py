@@ -1,4 +1,4 @@
-"""``python -m sd_fairseq.study.policy_fit``: a policy from a table of searched paths."""
+"""``sd-fit``: a policy from a table of searched paths."""
 
 import argparse
 import functools
@@ -9,6 +9,7 @@ import pytest
 import torch
 from training import build_samples, build_training
 
+from sd_fairseq.commands.fit import main
 from sd_fairseq.cost.path_flops import path_flops
 from sd_fairseq.learning.path_table import FitSettings
 from sd_fairseq.plugin.guards.errors import InputError
@@ -30,7 +31,7 @@ FEW = ("--gen-subset", "train", "--examples", 40, "--search-examples", 10, "--pa
 
 
 def run(*arguments):
-    return policy_fit.main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 def fit(pipeline, tmp_path, *options):

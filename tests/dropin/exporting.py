@@ -15,7 +15,7 @@ from fairseq import checkpoint_utils
 from fairseq.models.bart.model import BARTModel
 from training import build_task
 
-from sd_fairseq.plugin.convert.export import main
+from sd_fairseq.commands.export import main
 from sd_fairseq.plugin.models.fixed_path import parse_path, path_decisions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ class Frozen:
         save(model, folder / "model.pt")
         self.ours = self.generate("model.pt", *PLUGIN, "--sd-trace", folder / "trace.jsonl")
         wanted = ["--path", "most-frequent", "--trace", folder / "trace.jsonl"]
-        finished = self.run("-m", "sd_fairseq.plugin.convert.export", folder / "model.pt", folder / "plain.pt", *wanted)
+        finished = self.run("-m", "sd_fairseq.commands.export", folder / "model.pt", folder / "plain.pt", *wanted)
         assert "3 + 3 layers became 2 + 2" in finished, finished
 
     def run(self, *arguments, with_plugin=True):

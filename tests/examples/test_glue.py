@@ -77,7 +77,7 @@ def test_training_logs_scores_and_skip_rates_and_keeps_the_best(glue):
 
 def predict(glue, *arguments, checkpoint=None):
     """Runs the batch command in this process; returns its exit code."""
-    from sd_fairseq.plugin.predict.sentences import main
+    from sd_fairseq.commands.classify import main
 
     return main([str(glue.data), "--path", str(checkpoint or glue.mixed), *map(str, arguments)])
 
@@ -195,7 +195,7 @@ def test_an_example_longer_than_the_model_takes_is_named(glue, tmp_path, capsys)
     record = json.loads((data / "prepared.json").read_text())
     (data / "prepared.json").write_text(json.dumps({**record, "max_tokens": 0}))
     (tmp_path / "in.jsonl").write_text(json.dumps({"sentence1": "word " * 200, "sentence2": "b"}) + "\n")
-    from sd_fairseq.plugin.predict.sentences import main
+    from sd_fairseq.commands.classify import main
 
     assert main([str(data), "--path", str(glue.mixed), "--input", str(tmp_path / "in.jsonl")]) == 1
     assert "in.jsonl:1: " in capsys.readouterr().err

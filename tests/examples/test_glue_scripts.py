@@ -97,7 +97,7 @@ def test_the_small_recipe_trains_both_rows_alike_and_scores_the_last_checkpoints
     kinds = [command[1] if command[0] == "-m" else os.path.basename(command[0]) for command in commands]
     train, score, note = (
         "fairseq_cli.train",
-        "sd_fairseq.plugin.predict.sentences",
+        "sd_fairseq.commands.classify",
         "understanding_table.py",
     )
     assert kinds == [train, train, score, note, train, score, note, note]

@@ -68,7 +68,7 @@ def squad(tmp_path_factory):
 
 def predict(squad, *arguments, source=None):
     """Runs the batch command in this process; returns its exit code."""
-    from sd_fairseq.plugin.predict.squad import main
+    from sd_fairseq.commands.answer import main
 
     common = [squad.data, "--path", squad.checkpoint, "--input", source or squad.folder / "dev.json"]
     return main([str(one) for one in [*common, *arguments]])

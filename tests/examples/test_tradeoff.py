@@ -114,10 +114,11 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
     assert json.loads(command[command.index("--model-overrides") + 1]) == {"sd_space": "token"}
     assert command[command.index("--flops") + 1] == "0.7" and command[command.index("--search-examples") + 1] == "10"
     assert command[command.index("--output") + 1] == "$OUT/fit-0.7/policy.pt"
+    from sd_fairseq.commands.fit import build_parser
     from sd_fairseq.study import policy_fit
 
     words = [word.replace("$OUT/fit-0.7/", "") for word in command[3:]]
-    policy_fit.check_arguments(policy_fit.build_parser().parse_args(words))  # the command takes them
+    policy_fit.check_arguments(build_parser().parse_args(words))  # the command takes them
 
 
 @pytest.mark.parametrize(

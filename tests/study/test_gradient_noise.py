@@ -4,8 +4,9 @@ import pytest
 import torch
 from training import build_samples, build_training
 
+from sd_fairseq.commands.measure_noise import main
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
-from sd_fairseq.study import gradient_noise, path_scorer
+from sd_fairseq.study import path_scorer
 from sd_fairseq.study.gradient_noise import ESTIMATORS, estimate_gradient, measure_batch, measure_noise, summarise
 
 
@@ -68,13 +69,13 @@ def test_the_gradient_is_the_one_that_training_adds_up():
     ],
 )
 def test_what_cannot_be_measured_is_one_line(options, said, capsys, tmp_path):
-    assert gradient_noise.main([str(tmp_path), "--path", "no-such.pt", *options]) == 1
+    assert main([str(tmp_path), "--path", "no-such.pt", *options]) == 1
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
 
 
 def test_overrides_that_are_no_object_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(path_scorer, "check_checkpoint", lambda *_: None)
-    assert gradient_noise.main([str(tmp_path), "--path", "any.pt", "--model-overrides", "[1]"]) == 1
+    assert main([str(tmp_path), "--path", "any.pt", "--model-overrides", "[1]"]) == 1
     message = capsys.readouterr().err
     assert "--model-overrides '[1]': expected a JSON object" in message and message.count("\n") == 1

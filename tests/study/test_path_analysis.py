@@ -7,8 +7,9 @@ import random
 
 import pytest
 
+from sd_fairseq.commands.explain_paths import main
 from sd_fairseq.decision.trace import TraceRecord, write_trace
-from sd_fairseq.study.path_analysis import analyse, main, name_paths, share_by_bin
+from sd_fairseq.study.path_analysis import analyse, name_paths, share_by_bin
 
 pytest.importorskip("sklearn")
 
@@ -107,7 +108,7 @@ def test_a_trace_of_other_pairs_and_a_broken_file_are_one_line(tmp_path, capsys)
     records, pairs = build(lambda pair, length, _: length > 90)
     arguments = write(tmp_path, records, pairs[:-1])
     assert main(arguments) == 1
-    assert capsys.readouterr().err == "path_analysis: error: example 299 of the trace is none of 299 pairs\n"
+    assert capsys.readouterr().err == "sd_fairseq: error: example 299 of the trace is none of 299 pairs\n"
     (tmp_path / "p.jsonl.gz").write_bytes(b"no gzip")
     assert main(arguments) == 1
     error = capsys.readouterr().err

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import warnings
 from collections import OrderedDict
 from dataclasses import fields
@@ -25,9 +24,9 @@ from torch import Tensor
 
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.convert.export_layers import Norms, StockLayer, describe_changes, nearest_path, stock_layers
-from sd_fairseq.plugin.guards.errors import InputError, find_message
+from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
-from sd_fairseq.plugin.models.fixed_path import NOTATION, TOKENS, Path, dense_path, most_frequent_path, parse_path
+from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
@@ -236,6 +235,7 @@ def export(options: argparse.Namespace) -> List[str]:
     Raises:
         InputError: see the functions above.
     """
+    check_places([options.output], [options.checkpoint, options.trace])
     source = read_switchable(options.checkpoint)
     wanted = choose_path(source, options.path, options.trace)
     path = nearest_path(wanted, source.space, source.norms) if options.nearest else wanted
@@ -252,32 +252,3 @@ def export(options: argparse.Namespace) -> List[str]:
         f"{args.encoder_layers} + {args.decoder_layers}, {after / max(before, 1):.1%} of the parameters",
     ]
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
-    parser = argparse.ArgumentParser(prog="sd-export", description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("checkpoint", help="checkpoint of a switchable BART")
-    parser.add_argument("output", help="plain checkpoint to write")
-    parser.add_argument("--path", required=True, help=f"dense, most-frequent (with --trace), or {NOTATION}")
-    parser.add_argument("--trace", help="decision trace of the same model, for --path most-frequent")
-    parser.add_argument(
-        "--nearest", action="store_true", help="change as few decisions as needed for stock BART; says which"
-    )
-    return parser
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        check_places([args.output], [args.checkpoint, args.trace])
-        told = export(args)
-    except ValueError as error:
-        print(f"sd_fairseq: error: {find_message(error) or error}", file=sys.stderr)
-        return 1
-    print("\n".join(told))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

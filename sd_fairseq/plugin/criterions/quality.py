@@ -47,11 +47,24 @@ def measure_quality(model: Any, net_output: Tuple, sample: Dict[str, Any], paddi
     flat = log_probs.view(-1, log_probs.size(-1))
     loss, nll = label_smoothed_nll_loss(flat, target.view(-1), smoothing, ignore_index=padding, reduce=True)
     with torch.no_grad():
-        token_nll = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).float()  # [B, T]
         real = target.ne(padding)
-        tokens = real.sum(dim=1)
-        per_example = token_nll.masked_fill(~real, 0.0).sum(dim=1) / tokens.clamp(min=1)
-    return Quality(loss, nll, per_example, tokens)
+        per_example = mean_over(token_nll(log_probs, target).float(), real)
+    return Quality(loss, nll, per_example, real.sum(dim=1))
+
+
+def token_nll(log_probs: Tensor, target: Tensor) -> Tensor:
+    """Returns each target token's negative log-likelihood in nats, [B, T].
+
+    Args:
+        log_probs: [B, T, V].
+        target: LongTensor [B, T].
+    """
+    return -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Averages [B, T] over the positions ``where``, [B]; 0 where there is none."""
+    return values.masked_fill(~where, 0.0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def measure_class_quality(logits: Tensor, target: Tensor, smoothing: float) -> Quality:

@@ -1,8 +1,4 @@
-"""``python -m sd_fairseq.plugin.predict.sentences``: classifies the lines of a file and says what each one skipped.
-
-Writes one JSON line an example: id, label, probabilities, the file's own label where it has one, and all of
-:class:`~sd_fairseq.decision.trace.TraceRecord` (decisions, lengths, both FLOPs figures, seconds). Prints a summary.
-"""
+"""Classifies the lines of a file and says what each one skipped (``sd-classify``)."""
 
 from __future__ import annotations
 
@@ -10,25 +6,29 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 import sd_fairseq.plugin  # noqa: F401  # registers models and tasks
-from sd_fairseq.cost.path_flops import Lengths
 from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.evaluation.classification_score import count_confusions, score_confusions
-from sd_fairseq.evaluation.skip_report import SkipReport, summarise_trace
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.classification import classification_head_shape
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
-from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 from sd_fairseq.plugin.predict.sentence_files import Example, SentenceTask, read_examples, shorten
-from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
-from sd_fairseq.whole_files import PlaceError, check_places, write_text
+from sd_fairseq.plugin.predict.shared import (
+    check_batch_size,
+    describe_windows,
+    load_hub,
+    summarise_paths,
+    write_summary,
+    write_whole,
+)
+from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
+from sd_fairseq.whole_files import check_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +117,8 @@ class SentencePredictor:
             probabilities = self.hub.predict(self.head, batch, decision_log=log).exp().double().cpu()  # [B, K]
         seconds = (time.perf_counter() - started) / len(ids)
         lengths = torch.tensor([one.numel() for one in tokens])
-        traces = describe_batch(
-            self.space,
-            self.shape,
-            log[0].to(torch.device("cpu")),
-            Lengths(lengths, lengths),
-            ids,
-            [[{"tokens": one}] for one in tokens],
-            {
-                "beam": 1,
-                "seconds": seconds,
-                "generation": f"head:{self.head}",
-                "model": getattr(self.hub.model.args, "arch", type(self.hub.model).__name__),
-            },
-        )
+        rows = [[{"tokens": one}] for one in tokens]
+        traces = describe_windows(self, log[0], lengths, ids, rows, f"head:{self.head}", seconds)
         return {
             row: Prediction(example, self.labels[int(p.argmax())], dict(zip(self.labels, p.tolist())), trace)
             for row, example, p, trace in zip(ids, examples, probabilities, traces)
@@ -139,26 +127,16 @@ class SentencePredictor:
 
 def summarise(predictions: Sequence[Prediction], labels: Sequence[str]) -> Dict[str, Any]:
     """Collects scores (where the file has labels), FLOPs, seconds and skip rates."""
-    report: SkipReport = summarise_trace([one.trace for one in predictions])
     summary: Dict[str, Any] = {"examples": len(predictions)}
     if all(one.example.label is not None for one in predictions):
         truth = [list(labels).index(str(one.example.label)) for one in predictions]
         answers = [list(labels).index(one.label) for one in predictions]
         score = score_confusions(count_confusions(truth, answers), len(labels))
         summary.update(accuracy=score.accuracy, f1=score.f1, matthews=score.matthews)
-    summary.update(
-        flops_generation=report.flops_generation,
-        flops_paper=report.flops_paper,
-        seconds=report.seconds,
-        skip_rates=report.skip_rates,
-        token_strategies=report.token_strategies,
-        distinct_paths=report.distinct_paths,
-        top_path_share=report.top_path_share,
-    )
-    return summary
+    return {**summary, **summarise_paths([one.trace for one in predictions])}
 
 
-def load_predictor(options: argparse.Namespace, overrides: Dict[str, Any]) -> Tuple[SentencePredictor, SentenceTask]:
+def load_predictor(options: argparse.Namespace) -> Tuple[SentencePredictor, SentenceTask]:
     """Loads checkpoint, BPE and what ``prepare.py`` noted about the data."""
     try:
         with open(os.path.join(options.data, "prepared.json"), encoding="utf-8") as text:
@@ -179,59 +157,26 @@ def load_predictor(options: argparse.Namespace, overrides: Dict[str, Any]) -> Tu
     else:
         bpe_options = {"bpe": "sentencepiece"}
         bpe_options["sentencepiece_model"] = os.path.abspath(os.path.join(options.data, "sentencepiece.model"))
-    folder, name = os.path.split(os.path.abspath(options.path))
-    hub = SwitchableBARTModel.from_pretrained(folder, name, os.path.abspath(options.data), **bpe_options, **overrides)
-    if options.cuda:
-        hub.cuda()
+    hub = load_hub(options, bpe_options)
     return SentencePredictor(hub, hub.bpe, task.labels, int(record.get("max_tokens", 0))), task
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command line."""
-    parser = argparse.ArgumentParser(prog="python -m sd_fairseq.plugin.predict.sentences", description=__doc__)
-    parser.add_argument("data", metavar="DATA", help="folder made by examples/glue/prepare.py")
-    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="trained checkpoint")
-    parser.add_argument("--input", required=True, metavar="FILE", help=".tsv, .csv or .jsonl, plain or .gz")
-    parser.add_argument("--output", metavar="FILE", help="predictions, JSON lines")
-    parser.add_argument("--summary", metavar="FILE", help="scores, FLOPs and skip rates, JSON")
-    parser.add_argument("--dense", action="store_true", help="skip nothing (a comparison on the same weights)")
-    parser.add_argument("--columns", nargs="+", metavar="NAME", help="columns of the texts, if others than of the data")
-    parser.add_argument("--label-column", metavar="NAME", help="column of the label, if another than of the data")
-    parser.add_argument("--gpt2-folder", metavar="FOLDER", help="encoder.json and vocab.bpe, for data of GPT-2's BPE")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples side by side (default: 32)")
-    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    return parser
 
+def classify(options: argparse.Namespace) -> Dict[str, Any]:
+    """Classifies a file and writes what is wanted; returns the summary.
 
-def write_whole(path: str, text: str) -> None:
-    """Writes beside the place and renames, so that the file is whole or absent."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    Args:
+        options: of ``sd-classify``.
 
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    try:
-        if options.batch_size < 1:
-            raise InputError(f"--batch-size {options.batch_size} is not 1 or more")
-        check_places([options.output, options.summary], [options.input, options.path])
-        predictor, task = load_predictor(options, {"sd_policy": "dense"} if options.dense else {})
-        examples = read_examples(options.input, task, needs_labels=False)
-        predictions = predictor.predict(examples, options.batch_size)
-        summary = summarise(predictions, task.labels)
-        if options.output:
-            write_whole(options.output, "".join(one.to_json_line() + "\n" for one in predictions))
-        if options.summary:
-            write_whole(options.summary, json.dumps(summary, indent=1) + "\n")
-    except (InputError, PlaceError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(summary))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: naming the option or the place in a file.
+    """
+    check_batch_size(options)
+    check_places([options.output, options.summary], [options.input, options.path])
+    predictor, task = load_predictor(options)
+    predictions = predictor.predict(read_examples(options.input, task, needs_labels=False), options.batch_size)
+    summary = summarise(predictions, task.labels)
+    if options.output:
+        write_whole(options.output, "".join(one.to_json_line() + "\n" for one in predictions))
+    write_summary(options, summary)
+    return summary

@@ -1,9 +1,4 @@
-"""``python -m sd_fairseq.plugin.predict.squad``: answers questions and says what each one skipped.
-
-Reads SQuAD 1.1 or 2.0 JSON, or JSON lines of {"id", "question", "context"}. Writes id -> answer as SQuAD's own scripts
-read it, id -> probability of having no answer, the n-best answers, and one JSON line a window with its decisions,
-lengths, FLOPs and seconds. Prints a summary, with scores where the file has answers.
-"""
+"""Answers questions and says what each one skipped (``sd-answer``)."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -19,16 +13,20 @@ import torch
 from torch import Tensor
 
 import sd_fairseq.plugin  # noqa: F401  # registers models and tasks
-from sd_fairseq.cost.path_flops import Lengths
 from sd_fairseq.decision.trace import TraceRecord
-from sd_fairseq.evaluation.skip_report import SkipReport, summarise_trace
-from sd_fairseq.evaluation.squad_data import Question, SquadError, has_unanswerable, read_questions
+from sd_fairseq.evaluation.squad_data import Question, has_unanswerable, read_questions
 from sd_fairseq.evaluation.squad_score import score_answers
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.span_head import SPAN_HEAD, span_head_shape
-from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
-from sd_fairseq.plugin.predict.sentences import write_whole
+from sd_fairseq.plugin.predict.shared import (
+    check_batch_size,
+    describe_windows,
+    load_hub,
+    summarise_paths,
+    write_summary,
+    write_whole,
+)
 from sd_fairseq.plugin.squad.answers import (
     Span,
     best_spans,
@@ -41,8 +39,8 @@ from sd_fairseq.plugin.squad.answers import (
 from sd_fairseq.plugin.squad.offsets import bpe_options
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
-from sd_fairseq.plugin.tasks.trace_recorder import describe_batch, space_and_shape
-from sd_fairseq.whole_files import PlaceError, check_places
+from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
+from sd_fairseq.whole_files import check_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +135,8 @@ class SquadPredictor:
             for row, (question, window) in enumerate(zip(questions, windows))
         ]
         lengths = batch["net_input"]["src_lengths"]
-        traces = describe_batch(
-            self.space,
-            self.shape,
-            extra["decisions"].to(torch.device("cpu")),
-            Lengths(lengths, lengths),
-            ids,
-            [[{"tokens": window.tokens}] for window in windows],
-            {
-                "beam": 1,
-                "seconds": seconds,
-                "generation": f"head:{SPAN_HEAD}",
-                "model": getattr(self.hub.model.args, "arch", type(self.hub.model).__name__),
-            },
-        )
+        rows = [[{"tokens": window.tokens}] for window in windows]
+        traces = describe_windows(self, extra["decisions"], lengths, ids, rows, f"head:{SPAN_HEAD}", seconds)
         return spans, traces
 
 
@@ -161,7 +147,6 @@ def summarise(replies: Sequence[Reply], threshold: Optional[float]) -> Dict[str,
         replies: of all questions.
         threshold: of the probability of having no answer; None = there always is an answer.
     """
-    report: SkipReport = summarise_trace([trace for reply in replies for trace in reply.traces])
     questions = [reply.question for reply in replies]
     summary: Dict[str, Any] = {
         "examples": len(replies),
@@ -175,16 +160,7 @@ def summarise(replies: Sequence[Reply], threshold: Optional[float]) -> Dict[str,
             summary.update(score_answers(questions, texts))
         else:
             summary.update(score_answers(questions, texts, silence, threshold))
-    summary.update(
-        flops_generation=report.flops_generation,
-        flops_paper=report.flops_paper,
-        seconds=report.seconds,
-        skip_rates=report.skip_rates,
-        token_strategies=report.token_strategies,
-        distinct_paths=report.distinct_paths,
-        top_path_share=report.top_path_share,
-    )
-    return summary
+    return {**summary, **summarise_paths([trace for reply in replies for trace in reply.traces])}
 
 
 def render_files(replies: Sequence[Reply], threshold: Optional[float], options: argparse.Namespace) -> Dict[str, str]:
@@ -212,43 +188,11 @@ def render_files(replies: Sequence[Reply], threshold: Optional[float], options: 
 
 def load_predictor(options: argparse.Namespace) -> SquadPredictor:
     """Loads the checkpoint with the tokeniser of the data folder."""
-    data = os.path.abspath(options.data)
-    folder, name = os.path.split(os.path.abspath(options.path))
-    overrides: Dict[str, Any] = {"sd_policy": "dense"} if options.dense else {}
-    hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options(data), **overrides)
+    hub = load_hub(options, bpe_options(os.path.abspath(options.data)))
     if not hasattr(hub.task, "maker"):
         raise InputError(f"{options.path}: was not trained with --task switchable_squad")
-    if options.cuda:
-        hub.cuda()
     return SquadPredictor(hub, options.n_best, options.answer_tokens)
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sd_fairseq.plugin.predict.squad", description=str(__doc__).split("\n\n", 1)[1]
-    )
-    parser.add_argument("data", metavar="DATA", help="folder made by examples/squad/prepare.py")
-    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="trained checkpoint")
-    parser.add_argument("--input", required=True, metavar="FILE", help="SQuAD .json or .jsonl, plain or .gz")
-    parser.add_argument("--output", metavar="FILE", help="id -> answer, JSON")
-    parser.add_argument("--na-probs", metavar="FILE", help="id -> probability of having no answer, JSON")
-    parser.add_argument("--n-best-output", metavar="FILE", help="id -> best answers with probabilities, JSON")
-    parser.add_argument("--decisions", metavar="FILE", help="path, lengths, FLOPs and seconds of windows, JSON lines")
-    parser.add_argument("--summary", metavar="FILE", help="scores, FLOPs and skip rates, JSON")
-    parser.add_argument("--n-best", type=int, default=20, metavar="N", help="answers to keep (default: 20)")
-    parser.add_argument("--answer-tokens", type=int, default=30, metavar="N", help="longest answer (default: 30)")
-    parser.add_argument(
-        "--no-answer-threshold",
-        type=float,
-        metavar="P",
-        help="probability of having no answer above which there is none (default: 0.5 if the file has questions "
-        "without an answer, as SQuAD 2.0, else every question gets an answer)",
-    )
-    parser.add_argument("--dense", action="store_true", help="skip nothing (a comparison on the same weights)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="windows side by side (default: 32)")
-    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    return parser
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -257,7 +201,8 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         InputError: naming the option.
     """
-    for name in ("n_best", "answer_tokens", "batch_size"):
+    check_batch_size(options)
+    for name in ("n_best", "answer_tokens"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is not 1 or more")
     threshold = options.no_answer_threshold
@@ -265,30 +210,25 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError(f"--no-answer-threshold {threshold} is not in 0..1")
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    try:
-        check_options(options)
-        outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
-        check_places(outputs, [options.input, options.path])
-        questions = read_questions(options.input, needs_answers=False)
-        threshold = options.no_answer_threshold
-        if threshold is None and has_unanswerable(questions):
-            threshold = 0.5
-        replies = load_predictor(options).predict(questions, options.batch_size)
-        summary = summarise(replies, threshold)
-        files = render_files(replies, threshold, options)
-        if options.summary:
-            files[options.summary] = json.dumps(summary, indent=1) + "\n"
-        for path, text in files.items():
-            write_whole(path, text)
-    except (InputError, PlaceError, SquadError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(summary))
-    return 0
+def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
+    """Answers a file and writes what is wanted; returns the summary.
 
+    Args:
+        options: of ``sd-answer``.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError, SquadError: naming the option or the place in a file.
+    """
+    check_options(options)
+    outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
+    check_places(outputs, [options.input, options.path])
+    questions = read_questions(options.input, needs_answers=False)
+    threshold = options.no_answer_threshold
+    if threshold is None and has_unanswerable(questions):
+        threshold = 0.5
+    replies = load_predictor(options).predict(questions, options.batch_size)
+    summary = summarise(replies, threshold)
+    for path, text in render_files(replies, threshold, options).items():
+        write_whole(path, text)
+    write_summary(options, summary)
+    return summary
