@@ -25,7 +25,9 @@ def read(name):
 
 
 def test_the_files_are_those_of_the_readme(described):
-    assert set(described) == {path.name[: -len(".jsonl.gz")] for path in FOLDER.glob("*.jsonl.gz")} == {"train", "valid"}
+    assert (
+        set(described) == {path.name[: -len(".jsonl.gz")] for path in FOLDER.glob("*.jsonl.gz")} == {"train", "valid"}
+    )
     for name, (pairs, size, sha) in described.items():
         content = (FOLDER / (name + ".jsonl.gz")).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (size, sha)

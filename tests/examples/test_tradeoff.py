@@ -63,6 +63,8 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
     from fairseq import options
 
     from sd_fairseq.plugin.criterions.options import check_options, multiplier_rule
+    from sd_fairseq.plugin.guards.preflight import typed_options
+    from sd_fairseq.plugin.guards.presets import Run, check_effects, fill_criterion
 
     recipe = tools["recipe"]
     rows = recipe.read_rows(str(FOLDER / "rows.tsv"))
@@ -79,6 +81,8 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
         command = [str(ROOT / "sd_fairseq") if word == "sd_fairseq" else word for word in command]
         args = options.parse_args_and_arch(options.get_training_parser(), command)
         if row.has_policy:
+            check_effects(typed_options(command))  # every option that is given has an effect
+            fill_criterion(args, Run.of(args))
             check_options(args)
             multiplier_rule(args)
         found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
@@ -129,7 +133,10 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
         ("static\t\t--finetune-from-model {fitted:barrier}", "{fitted:barrier}: expected {fitted:FLOPs}"),
         ("static\t\t--finetune-from-model {fitted}", "{fitted}: expected {fitted:FLOPs}, such as {fitted:0.7}"),
         ("static\t--sd-random-keep {keep:barrier}\t", "FLOPs of 'barrier', which is no trained row above"),
-        ("static\t--sd-random-keep {keep:dense-trained-on}\t", "FLOPs of 'dense-trained-on', which is no trained row above"),
+        (
+            "static\t--sd-random-keep {keep:dense-trained-on}\t",
+            "FLOPs of 'dense-trained-on', which is no trained row above",
+        ),
         ("static\t--sd-random-seed {seed:barrier}\t", "{seed:barrier} is none of"),
         ("random-deployed\t--sd-policy random\t\tbarrier", "weights of 'barrier', which is no trained row above"),
         ("barrier\t\t\t\tdense", "5 columns"),
@@ -218,7 +225,8 @@ def made(tools, tmp_path_factory):
     table = folder / "rows.tsv"
     text = (FOLDER / "rows.tsv").read_text()
     text = text.replace(
-        "{keep} --sd-random-seed {seed}\t\ttolerance-0.25", "{keep:tolerance-0.25} --sd-random-seed {seed}\t\ttolerance-0.25"
+        "{keep} --sd-random-seed {seed}\t\ttolerance-0.25",
+        "{keep:tolerance-0.25} --sd-random-seed {seed}\t\ttolerance-0.25",
     )
     assert "{keep:tolerance-0.25}" in text
     table.write_text(text + "budget-2\t\t--sd-mode budget --sd-flops-budget 2\n")
@@ -418,7 +426,15 @@ def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tool
 
     monkeypatch.setattr(tools["grid"], "run_command", run)
     before = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
-    arguments = [*made["arguments"], "--rows", "tolerance-0.25", "--rounds", "2", "--output", str(tmp_path / "time.json")]
+    arguments = [
+        *made["arguments"],
+        "--rows",
+        "tolerance-0.25",
+        "--rounds",
+        "2",
+        "--output",
+        str(tmp_path / "time.json"),
+    ]
     assert timing.main(arguments) == 0
     assert len(order) == 4 and order[:2] == order[2:] and order[0] != order[1]
     found = json.loads((tmp_path / "time.json").read_text())

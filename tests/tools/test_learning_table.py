@@ -89,7 +89,11 @@ def show(folder, capsys):
 
 
 def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, capsys):
-    runs = [result("tolerance-0.25", 1, 29.5, 0.7), result("tolerance-0.25", 2, 30.0, 0.75), result("tolerance-0.25", 3, 31.1, 0.8)]
+    runs = [
+        result("tolerance-0.25", 1, 29.5, 0.7),
+        result("tolerance-0.25", 2, 30.0, 0.75),
+        result("tolerance-0.25", 3, 31.1, 0.8),
+    ]
     runs[0]["updates_to_converge"] = None
     write(tmp_path, result("dense", 1, 31.0, 1), *runs)
     grid, skipped = tables(show(tmp_path, capsys))
@@ -105,7 +109,12 @@ def test_a_row_is_the_mean_of_its_seeds_with_smallest_and_largest(tmp_path, caps
 
 
 def test_the_brief_table_holds_the_cells_of_the_whole_one(tmp_path, capsys):
-    rows = [result("dense", 1, 31.0, 1), result("tolerance-0.25", 1), result("static-0.79", 1, 29.0), failure("joint-budget-0.7", 1)]
+    rows = [
+        result("dense", 1, 31.0, 1),
+        result("tolerance-0.25", 1),
+        result("static-0.79", 1, 29.0),
+        failure("joint-budget-0.7", 1),
+    ]
     write(tmp_path, *rows)
     (whole, _) = tables(show(tmp_path, capsys))
     assert main([str(tmp_path), "--tables", "brief"]) == 0
@@ -116,13 +125,16 @@ def test_the_brief_table_holds_the_cells_of_the_whole_one(tmp_path, capsys):
 
 
 def test_flops_of_the_corpus_are_a_ratio_of_sums(tmp_path, capsys):
-    runs = [result("tolerance-0.25", seed, gflops_per_example=g, gflops_per_example_dense=4.0) for seed, g in ((1, 3), (2, 2))]
+    runs = [
+        result("tolerance-0.25", seed, gflops_per_example=g, gflops_per_example_dense=4.0)
+        for seed, g in ((1, 3), (2, 2))
+    ]
     write(tmp_path, result("dense", 1, 31.0, 1), *runs)
     assert tables(show(tmp_path, capsys))[0]["tolerance-0.25"]["FLOPs (corpus)"] == "0.625"
 
 
 def test_the_table_is_the_same_in_whatever_order_the_files_come(tmp_path, capsys):
-    names = ["dense", "tolerance-0.25", "tolerance-0.02", "tolerance-0.1", "budget-0.5", "budget-0.8", "random-0.79"]
+    names = ["dense", "tolerance-0.02", "tolerance-0.1", "tolerance-0.25", "budget-0.5", "budget-0.8", "random-0.79"]
     runs = [result(name, seed, 25.0 + seed) for name in names for seed in (1, 2)] + [failure("static-0.79", 1)]
     shown = []
     for shuffle in range(3):
@@ -153,7 +165,7 @@ def test_a_failed_row_stays_in_the_table_with_its_reason(tmp_path, capsys):
 BROKEN = [
     ("{", "0.json: cannot be read"),
     ("3", "0.json: found a JSON int"),
-    ({**result("dense", 1), "row": "sparse"}, "row 'sparse' is none of dense, dense-trained"),
+    ({**result("dense", 1), "row": "sparse"}, "row 'sparse' is none of dense, dense-plain-loss"),
     ({**result("dense", 1), "row": "budget-much"}, "row 'budget-much' is none of"),
     ({**result("dense", 1), "rougeL": "30"}, "'rougeL' is '30', expected int or float"),
     ({**result("dense", 1), "rougeL": True}, "'rougeL' is True"),
@@ -212,7 +224,9 @@ def test_what_is_written_is_read_back_and_what_is_wrong_is_not_written(tmp_path)
 
 def test_the_picture_is_written_whole_or_not_at_all(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    write(tmp_path, result("dense", 1, 31, 1), result("budget-0.5", 1), result("budget-0.8", 1), failure("static-0.79", 1))
+    write(
+        tmp_path, result("dense", 1, 31, 1), result("budget-0.5", 1), result("budget-0.8", 1), failure("static-0.79", 1)
+    )
     assert main([str(tmp_path), "--plot", str(tmp_path / "plot.png")]) == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "folder.png").mkdir()
@@ -305,7 +319,9 @@ def test_the_deployed_violation_has_its_interval_or_the_seeds_lowest_and_highest
     write(tmp_path, *first, *(result("tolerance-0.25", seed, **checked(0.01 * seed)) for seed in (1, 2, 3)))
     (grid, _) = tables(show(tmp_path, capsys))
     shown = {name: row["violation (deployed)"] for name, row in grid.items()}
-    assert shown["tolerance-0.25"] == "+0.020 (+0.010 to +0.030)" and shown["tolerance-0.4"] == "-0.020 [-0.030, -0.010]"
+    assert (
+        shown["tolerance-0.25"] == "+0.020 (+0.010 to +0.030)" and shown["tolerance-0.4"] == "-0.020 [-0.030, -0.010]"
+    )
     assert shown["dense"] == shown["barrier"] == "-"
     write(tmp_path, result("tolerance-0.25", 1, constraint={"violation": {"difference": 0.1, "low": 0.0}}))
     assert main([str(tmp_path)]) == 1
@@ -321,7 +337,12 @@ def noise(tmp_path, **changes):
 
 
 def test_an_estimators_noise_stands_beside_its_row(tmp_path, capsys):
-    write(tmp_path, result("dense", 1), result("tolerance-0.25", 1, 30.0, 0.75, **checked(0.02)), failure("score-function", 1))
+    write(
+        tmp_path,
+        result("dense", 1),
+        result("tolerance-0.25", 1, 30.0, 0.75, **checked(0.02)),
+        failure("score-function", 1),
+    )
     options = [str(tmp_path), "--tables", "estimators", "--noise", str(noise(tmp_path))]
     assert main(options) == 0
     (found,) = tables(capsys.readouterr().out)
@@ -351,7 +372,9 @@ def test_rows_are_compared_pairwise_by_example_and_seed(tmp_path, capsys):
     base = [generator.uniform(0, 100, 1000).round(2).tolist() for _ in range(2)]
     better = [(np.array(one) + 2 + generator.normal(0, 8, 1000)).tolist() for one in base]
     for seed in (1, 2):
-        (tmp_path / f"a{seed}.json").write_text(json.dumps(result("tolerance-0.25", seed, rougeL_by_example=base[seed - 1])))
+        (tmp_path / f"a{seed}.json").write_text(
+            json.dumps(result("tolerance-0.25", seed, rougeL_by_example=base[seed - 1]))
+        )
         row = result("static-0.79", seed, flops=0.75, rougeL_by_example=better[seed - 1])
         (tmp_path / f"b{seed}.json").write_text(json.dumps(row))
     (tmp_path / "c.json").write_text(json.dumps(result("barrier", 1)))  # an older result, without scores
