@@ -133,7 +133,7 @@ class Conversion:
         import torch
         import weights
 
-        import sd_fairseq  # noqa: F401  # lets torch read fairseq's checkpoints with its protection on
+        import sd_fairseq.plugin  # noqa: F401  # lets torch read fairseq's checkpoints with its protection on
 
         converter = ctranslate2.converters.FairseqConverter(
             request["weights"], os.path.dirname(request["weights"]), source_lang="source", target_lang="target"

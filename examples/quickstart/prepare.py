@@ -1,4 +1,4 @@
-"""Turn the quick start's .jsonl.gz pairs into raw text, SentencePiece pieces and fairseq's binary format.
+"""Turn .jsonl.gz pairs into raw text, SentencePiece pieces and fairseq's binary format.
 
 OUT/raw/SPLIT.{source,target}     one text a line       OUT/sentencepiece.model   trained on the train texts
 OUT/pieces/SPLIT.{source,target}  its pieces            OUT/dict.txt              the same vocabulary for fairseq
@@ -306,10 +306,9 @@ def prepare(data: str, out: str, vocab_size: int, model_type: str, vocabulary: s
 
 def main() -> None:
     """Parse the command line, prepare the data and report bad input in one line."""
-    here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", help="folder to make")
-    parser.add_argument("--data", default=os.path.join(here, "data"), help="folder of {train,valid,test}.jsonl.gz")
+    parser.add_argument("--data", required=True, help="folder of {train,valid,test}.jsonl.gz")
     parser.add_argument("--vocab-size", type=int, default=4000, help="SentencePiece pieces (default: %(default)s)")
     parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="default: %(default)s")
     parser.add_argument("--vocabulary", default="", metavar="FOLDER", help="use the one of a folder made before")

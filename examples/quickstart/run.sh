@@ -9,7 +9,8 @@
 #   4. report    table, report.json and pictures
 #
 # Usage: run.sh [OUT]   (default runs/demo). UPDATES, SEED, TEST_SUBSET (test or valid), THREADS and PYTHON change the
-# run; POLICY_OPTIONS adds options to the switchable training. A run that was stopped goes on where it was.
+# run; DATA is another folder of {train,valid}.jsonl.gz, BASE one of another base.pt and its vocabulary; POLICY_OPTIONS
+# are added to the switchable training. A run that was stopped goes on where it was.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,7 +20,7 @@ python=${PYTHON:-python3}
 updates=${UPDATES:-600} seed=${SEED:-1} subset=${TEST_SUBSET:-test}
 threads=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
 half=$((threads > 1 ? threads / 2 : 1))
-base=$root/results/debian/base
+base=${BASE:-$root/results/debian/base} pairs=${DATA:-$root/examples/data/debian}
 mkdir -p "$out"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -28,7 +29,7 @@ step() { printf '\n== %s (%d s since the start)\n' "$1" "$SECONDS"; }
 fairseq() { OMP_NUM_THREADS=$threads "$python" -m "fairseq_cli.$1" "${@:2}"; }
 
 step "prepare"
-"$python" "$root/examples/tradeoff/split.py" "$root/examples/data/debian" "$out/split"
+"$python" "$root/examples/tradeoff/split.py" "$pairs" "$out/split"
 "$python" "$here/prepare.py" --data "$out/split" --vocabulary "$base" "$out/data"
 data=$out/data/data-bin
 
@@ -50,7 +51,7 @@ train() { # NAME then more options; the last checkpoint is OUT/NAME/checkpoint_l
   fairseq train "$data" "${task[@]}" ${faster[@]+"${faster[@]}"} --finetune-from-model "$base/base.pt" \
     --arch switchable_bart --criterion sd_policy_criterion --label-smoothing 0.1 --dropout 0.1 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --weight-decay 0.01 \
-    --lr 2e-4 --lr-scheduler polynomial_decay --warmup-updates 20 --total-num-update "$updates" --max-update "$updates" \
+    --lr 4e-4 --lr-scheduler polynomial_decay --warmup-updates 20 --total-num-update "$updates" --max-update "$updates" \
     --max-tokens 1536 --required-batch-size-multiple 1 --seed "$seed" --num-workers 0 \
     --log-format simple --log-interval 50 --no-epoch-checkpoints --save-interval-updates 200 \
     --keep-interval-updates 1 --disable-validation --save-dir "$out/$1" "${@:2}" 2>"$out/$1.err" |

@@ -74,7 +74,7 @@ def slim(path: str, out: str, positions: Dict[str, int]) -> None:
     """
     from fairseq import checkpoint_utils
 
-    import sd_fairseq  # noqa: F401  names what a checkpoint of fairseq's may hold
+    import sd_fairseq.plugin  # noqa: F401  names what a checkpoint of fairseq's may hold
     from sd_fairseq.plugin.guards.preflight import check_checkpoint
 
     check_checkpoint(path, "CHECKPOINT")

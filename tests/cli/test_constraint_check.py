@@ -88,11 +88,11 @@ def test_the_corpuss_flops_are_all_examples_over_all_their_dense_paths(pipeline,
 
 
 def test_examples_that_differ_are_not_compared(pipeline, tmp_path, capsys, monkeypatch):
-    from sd_fairseq.study import constraint_check
+    from sd_fairseq.study import path_scorer
 
     counts = iter((1, 2))
     monkeypatch.setattr(
-        constraint_check, "load", lambda args: load(type(args)(**{**vars(args), "every": next(counts)}))
+        path_scorer, "load", lambda args: load(type(args)(**{**vars(args), "every": next(counts)}))
     )
     options = ["--path", pipeline.switchable, "--reference", pipeline.base, "--tolerance", 0, "--gen-subset", "valid"]
     assert run(pipeline.data, *options, "--max-tokens", 100, "--output", tmp_path / "check.json") == 1

@@ -20,7 +20,7 @@ from sd_fairseq.plugin.tasks.switchable_translation import (  # noqa: E402
     SwitchableTranslationTask,
 )
 
-DATA = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "data" / "test.jsonl.gz"
+DATA = Path(__file__).resolve().parents[2] / "examples" / "data" / "debian" / "valid.jsonl.gz"
 TEXTS = 500
 SIZE = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
 SIZE.update({"encoder_layers": 3, "decoder_layers": 2, "decoder_attention_heads": 2})

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ROOT / "examples" / "quickstart" / "data" / "valid.jsonl.gz"
+TEXTS = ROOT / "examples" / "data" / "debian" / "valid.jsonl.gz"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [

@@ -1,11 +1,9 @@
-"""The quick start's data: what is committed, how it was chosen, and how it becomes fairseq's format."""
+"""How .jsonl.gz pairs become fairseq's format."""
 
 import gzip
-import hashlib
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +14,8 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("fairseq")
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
-DATA = QUICKSTART / "data"
-COUNTS = {"train": 7000, "valid": 300, "test": 1100}
+PAIRS = QUICKSTART.parent / "data" / "debian"
+FILES = {"train": ("train", 0), "valid": ("valid", 0), "test": ("valid", 100)}  # split -> shipped file, first pair
 
 
 def load_script(name):
@@ -29,12 +27,12 @@ def load_script(name):
 
 
 prepare = load_script("prepare")
-select_data = load_script("select_data")
 
 
 def read_committed(split):
-    with gzip.open(str(DATA / (split + ".jsonl.gz")), "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    name, first = FILES[split]
+    with gzip.open(str(PAIRS / (name + ".jsonl.gz")), "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines][first : first + 100]
 
 
 def write_split(folder, split, lines):
@@ -50,64 +48,6 @@ def small(tmp_path):
     for split, count in (("train", 60), ("valid", 5), ("test", 5)):
         write_split(folder, split, [json.dumps(pair) for pair in read_committed(split)[:count]])
     return folder
-
-
-def test_committed_data_is_what_its_readme_says():
-    readme = (DATA / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+)\.jsonl\.gz \| ([\d,]+) \| ([\d,]+) \| `(\w+)` \| `(\w+)` \|$", readme, re.MULTILINE)
-    assert [row[0] for row in rows] == list(COUNTS)
-    for split, pairs, size, packed_hash, text_hash in rows:
-        packed = (DATA / (split + ".jsonl.gz")).read_bytes()
-        text = gzip.decompress(packed)
-        assert int(pairs.replace(",", "")) == COUNTS[split] == text.count(b"\n")
-        assert int(size.replace(",", "")) == len(packed)
-        assert (packed_hash, text_hash) == (hashlib.sha256(packed).hexdigest(), hashlib.sha256(text).hexdigest())
-
-
-def test_committed_data_shares_no_package_and_no_text():
-    for field in ("package", "document"):
-        values = {split: {pair[field] for pair in read_committed(split)} for split in COUNTS}
-        assert {split: len(found) for split, found in values.items()} == COUNTS
-        assert len(set.union(*values.values())) == sum(COUNTS.values())
-    assert {key for pair in read_committed("test") for key in pair} == {"package", "section", "document", "summary"}
-
-
-def run_selection(monkeypatch, source, destination):
-    monkeypatch.setattr(sys, "argv", ["select_data.py", str(source), str(destination)])
-    for name, count in (("TRAIN_PAIRS", 4), ("VALID_PAIRS", 1), ("TEST_PAIRS", 2)):
-        monkeypatch.setattr(select_data, name, count)
-    select_data.main()
-
-
-def make_collection(folder, shared_source=False):
-    folder.mkdir()
-    for split, count in (("train", 9), ("valid", 5)):
-        pairs = [
-            {"package": split + str(i), "source": split + str(i), "section": "x", "document": "d " * 30, "summary": "s"}
-            for i in range(count)
-        ]
-        pairs[0]["document"] = "long " * 201
-        if shared_source:
-            for pair in pairs:
-                pair["source"] = "same"
-        write_split(folder, split, [json.dumps(pair) for pair in pairs])
-
-
-def test_selection_is_the_same_every_time(tmp_path, monkeypatch):
-    make_collection(tmp_path / "full")
-    for name in ("a", "b"):
-        run_selection(monkeypatch, tmp_path / "full", tmp_path / name)
-    for split, count in (("train", 4), ("valid", 1), ("test", 2)):
-        first, second = ((tmp_path / name / (split + ".jsonl.gz")).read_bytes() for name in ("a", "b"))
-        assert first == second
-        pairs = [json.loads(line) for line in gzip.decompress(first).splitlines()]
-        assert len(pairs) == count and all("long" not in pair["document"] for pair in pairs)
-
-
-def test_selection_refuses_a_source_package_on_both_sides(tmp_path, monkeypatch):
-    make_collection(tmp_path / "full", shared_source=True)
-    with pytest.raises(SystemExit, match="source packages in both training and held-out pairs: same"):
-        run_selection(monkeypatch, tmp_path / "full", tmp_path / "out")
 
 
 def test_prepares_what_fairseq_reads_and_only_once(small, tmp_path, capsys):

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "tradeoff"
-QUICKSTART = ROOT / "examples" / "quickstart" / "data"
+PAIRS = ROOT / "examples" / "data" / "debian"
 
 
 def call(*command, **options):
@@ -205,7 +205,7 @@ def made(tools, tmp_path_factory):
     from cli.conftest import ENVIRONMENT, binarise
 
     folder = tmp_path_factory.mktemp("tradeoff")
-    with gzip.open(str(QUICKSTART / "valid.jsonl.gz"), "rt", encoding="utf-8") as lines:
+    with gzip.open(str(PAIRS / "valid.jsonl.gz"), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines][:60]
     words = [(" ".join(row["document"].split()[:40]), " ".join(row["summary"].split())) for row in rows]
     data = binarise(folder / "texts", {"train": words[:30], "valid": words[30:40], "test": words[40:]})

@@ -23,7 +23,7 @@ from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
-DOCUMENTS = Path(__file__).parents[2] / "examples" / "quickstart" / "data" / "train.jsonl.gz"
+DOCUMENTS = Path(__file__).parents[2] / "examples" / "data" / "debian" / "train.jsonl.gz"
 VARIANTS = {
     "together": {},
     "cross-attention apart": {"sd_cross_attention_apart": True},
