@@ -228,7 +228,7 @@ def render(name: str) -> str:
 
 def fill(text: str) -> str:
     """Puts the tables where a document wants them."""
-    return BLOCK.sub(lambda found: f"<!-- table {found[1]} -->\n\n{render(found[1])}\n\n<!-- /table -->", text)
+    return BLOCK.sub(lambda found: f"<!-- table {found[1]} -->\n{render(found[1])}\n<!-- /table -->", text)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
