@@ -48,8 +48,8 @@ def arrow(points: Sequence[Sequence[float]], color: str = INK, dashed: bool = Fa
 def stack(left: float, top: float, layers: Sequence[str]) -> List[str]:
     """Returns layers from left to right, each an attention above a feed-forward sub-layer."""
     parts = []
-    for place, (attention, ffn) in enumerate(layers):
-        x = left + place * 62
+    for place, layer in enumerate(layers):
+        x, attention, ffn = left + place * 62, layer[0], layer[1]
         parts.append(box(x, top, 52, 30, "ATT", RUN, attention == "0"))
         parts.append(box(x, top + 36, 52, 30, "FFN", RUN, ffn == "0"))
     return parts
