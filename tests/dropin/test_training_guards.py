@@ -1,4 +1,4 @@
-"""What a user of fairseq-train sees: sizes from the checkpoint, one line of the preset, how the policy ended, the best."""
+"""What a user of fairseq-train sees: sizes from the checkpoint, the preset's line, how the policy ended, the best."""
 
 import json
 import re
@@ -21,7 +21,12 @@ def train(zoo, folder, *options):
 
 
 def policy_lines(output):
-    return re.findall(r"(INFO|WARNING) \| \S+policy_summary \| policy: (.*)", output)
+    return re.findall(r"(INFO|WARNING)\W+sd_fairseq\S+policy_summary\W+policy: (.*)", output)
+
+
+def inner_lines(output, first):
+    """What fairseq's progress bar says within an epoch, from its first character on."""
+    return [line[line.index(first) :] for line in output.splitlines() if "train_inner" in line and first in line]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,18 @@ def test_a_training_that_ends_before_the_freeze_says_so_however_it_ends(zoo, tmp
     for name, limit in (("updates", ["--max-update", "3"]), ("epochs", ["--max-update", "99", "--max-epoch", "1"])):
         output = train(zoo, tmp_path / name, *limit)
         ((kind, text),) = policy_lines(output)
-        assert kind == "WARNING" and "training ended after" in text and "before the policy was fixed (update 300)" in text
+        assert kind == "WARNING" and "training ended after" in text
+        assert "before the policy was fixed (update 300)" in text
+
+
+def test_a_policy_that_is_trained_anew_has_a_fresh_optimizer(zoo, skipping, tmp_path):
+    old = load(skipping[0] / "checkpoint_last.pt")["model"]
+    assert float(old["policy_learner.steps"]) == 8
+    again = ["--finetune-from-model", skipping[0] / "checkpoint_last.pt", "--max-update", "2"]
+    train(zoo, tmp_path, *again, "--sd-policy-freeze-update", "9")
+    assert float(load(tmp_path / "checkpoint_last.pt")["model"]["policy_learner.steps"]) == 2
+    train(zoo, tmp_path, *again[:2], "--max-update", "4", "--sd-policy-freeze-update", "9")  # goes on where it was
+    assert float(load(tmp_path / "checkpoint_last.pt")["model"]["policy_learner.steps"]) == 4
 
 
 def test_a_size_that_contradicts_the_checkpoint_is_one_line(zoo, tmp_path):
@@ -108,17 +124,18 @@ def test_fewer_positions_may_be_typed_and_cut_the_data_only(zoo, tmp_path):
 
 
 def test_a_simple_log_has_short_lines_and_json_has_everything(zoo, skipping, tmp_path):
-    inner = [line for line in skipping[1].splitlines() if "| train_inner | epoch" in line]
+    inner = inner_lines(skipping[1], "epoch")
     assert len(inner) == 12
-    for line in inner:
-        text = line.split("| train_inner | ")[1]
+    for text in inner:
         assert len(text) <= 180 and "sd_flops_generation=" in text and "sd_skip" not in text and "None" not in text
     output = train(zoo, tmp_path, "--max-update", "2", "--log-format", "json", "--log-interval", "1")
-    full = [json.loads(line.split("| train_inner | ")[1]) for line in output.splitlines() if "| train_inner | {" in line]
+    full = [json.loads(line) for line in inner_lines(output, "{")]
     assert full and all("sd_skip_encoder_ffn" in figures and "wps" in figures for figures in full)
 
 
 def test_losses_with_and_without_dropout_do_not_share_a_name(zoo, tmp_path):
-    output = train(zoo, tmp_path, "--max-update", "2", "--sd-tolerance", "0.1", "--log-format", "json", "--log-interval", "1")
-    full = [json.loads(line.split("| train_inner | ")[1]) for line in output.splitlines() if "| train_inner | {" in line]
+    logged = ["--log-format", "json", "--log-interval", "1"]
+    output = train(zoo, tmp_path, "--max-update", "2", "--sd-tolerance", "0.1", *logged)
+    full = [json.loads(line) for line in inner_lines(output, "{")]
+    assert full
     assert all("sd_quality_dense" not in figures and "sd_quality_dense_dropout_off" in figures for figures in full)

@@ -82,6 +82,8 @@ def prepare_training(args: Any) -> List[str]:
     if options is not None:
         option, path = _find_training_checkpoint(options)
         if path is not None and os.path.isfile(path):
+            # fairseq forgets the backbone's optimizer then, too
+            args.sd_fresh_learner = option == "--finetune-from-model" or options.reset_optimizer
             changed = take_structure(args, path, option, typed_names(sys.argv))
             if changed:
                 sizes = ", ".join(f"{name} {getattr(args, name)}" for name in changed)
@@ -181,7 +183,7 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
     parser.add_argument("--checkpoint-shard-count", type=int, default=1)
     parser.add_argument("--distributed-world-size", type=int, default=1)
     parser.add_argument("--num-shards", type=int, default=1)
-    for name in ("use-sharded-state", "distributed-no-spawn", "tpu"):
+    for name in ("use-sharded-state", "distributed-no-spawn", "tpu", "reset-optimizer"):
         parser.add_argument("--" + name, action="store_true")
     add_options(parser)
     add_precision_options(parser)

@@ -223,7 +223,8 @@ class SwitchableBARTModel(BARTModel):
                     f"{tuple(value.shape)}; give the same --sd-policy, --sd-policy-input, --sd-space and "
                     "--sd-token-strategies"
                 )
-            if found is None:
+            anew = key.startswith("policy_learner.") and getattr(self.args, "sd_fresh_learner", False)
+            if found is None or anew:
                 state_dict[prefix + key] = value.clone()
         for key in [k for k in state_dict if k.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
             if key[len(prefix) :] not in own:

@@ -43,7 +43,8 @@ class RecentPaths:
 
     def add(self, logging_outputs: List[Dict[str, Any]]) -> None:
         """Takes one update's figures, of all workers and micro-batches."""
-        names = ("sd_examples", "sd_flops_generation", *(f"sd_skip_{site}" for site in ("token", *SITES)))
+        sites = [f"sd_skip_{site}" for site in ("token", *SITES)]
+        names = ("sd_examples", "sd_batches", "sd_distinct_paths", "sd_flops_generation", *sites)
         sums = {name: sum(float(output.get(name, 0)) for output in logging_outputs) for name in names}
         if sums["sd_examples"]:
             self.updates.append(sums)
@@ -121,8 +122,11 @@ class PolicySummary:
         flops, skips = self.recent.mean("sd_flops_generation"), describe_skips(self.recent.skips())
         aim, missed = self.judge(flops)
         if skips == "nothing":
-            missed = "this model skips nothing" + (f": {reason}" if reason else "; see docs/guide.md")
-        text = f"policy: {event}; {flops:.3f} of the dense FLOPs{aim}; skipped: {skips}"
+            few = f"{min(self.update + 1, self.cfg.sd_policy_freeze_update)} updates did not move the policy far enough"
+            missed = f"this model skips nothing: {reason or few}; see docs/guide.md, Troubles"
+        paths = sum(sums["sd_distinct_paths"] for sums in self.recent.updates)
+        paths /= max(1.0, sum(sums["sd_batches"] for sums in self.recent.updates))
+        text = f"policy: {event}; {flops:.3f} of the dense FLOPs{aim}; skipped: {skips}; {paths:.1f} paths a batch"
         if missed or reason:
             logger.warning("%s. %s", text, missed or reason)
         else:
