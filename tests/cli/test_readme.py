@@ -1,4 +1,4 @@
-"""README's drop-in recipe runs as printed, on a small model and the embedded data."""
+"""README's commands run as they stand there, on a small model and the embedded data."""
 
 import json
 import os
@@ -11,63 +11,78 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    *("--encoder-layers", "3", "--decoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32"),
-    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2", "--cpu", "--max-update", "2"),
-    *("--max-source-positions", "256", "--max-target-positions", "64", "--disable-validation"),
-]
+# what makes two updates of a recipe
+SMALL = ["--cpu", "--max-update", "2", "--no-epoch-checkpoints", "--num-workers", "0"]
 
 
-def readme_command(name):
-    """Returns the arguments of README's first command of that name, without shell redirection."""
+def typed(block, sign):
+    """The command after (+) or before (-) a diff block, as a shell reads it."""
+    lines = [line[1:] for line in block.splitlines() if line.startswith((sign, " "))]
+    return shlex.split(" ".join(line.rstrip("\\") for line in lines))
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    """README's -/+ blocks, by the command in them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"\n{name} " in block)
-    command = block[block.index(f"\n{name} ") + 1 :].replace("\\\n", " ").splitlines()[0]
-    return shlex.split(command.split(" > ")[0])[1:]
+    found = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    return {block[1:].split()[0]: block for block in found}
 
 
-def without(arguments, *flags):
-    """Drops flags that have no value."""
-    return [argument for argument in arguments if argument not in flags]
+@pytest.fixture(scope="module")
+def folder(pipeline, tmp_path_factory):
+    """A folder in which everything has the name that README gives it."""
+    place = tmp_path_factory.mktemp("readme")
+    for name, target in (("data-bin", pipeline.data), ("bart.pt", pipeline.base), ("sd_fairseq", ROOT / "sd_fairseq")):
+        (place / name).symlink_to(target)
+    return place
 
 
-def replaced(arguments, **values):
-    """Gives flags other values."""
-    result = list(arguments)
-    for flag, value in values.items():
-        result[result.index("--" + flag.replace("_", "-")) + 1] = str(value)
-    return result
+def execute(words, folder):
+    """Runs a command of fairseq's as README shows it; returns what it printed and its summary."""
+    command = [sys.executable, "-m", "fairseq_cli." + words[0][len("fairseq-") :], *words[1:]]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
+    done = subprocess.run(command, cwd=str(folder), env=environment, timeout=300, **pipes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, done.stderr
 
 
-def test_the_recipe_trains_from_plain_bart_and_generates(pipeline, tmp_path):
-    from_readme = readme_command("fairseq-train")
-    train = replaced(without(from_readme, "--fp16"), user_dir=ROOT / "sd_fairseq", arch="switchable_bart")
-    train = replaced(train, finetune_from_model=pipeline.base)
-    save = ["--save-dir", str(tmp_path / "checkpoints")]
-    pipeline.fairseq("train", str(pipeline.data), *train[1:], *SMALL, *save)
-    generate = readme_command("fairseq-generate")
-    index = generate.index("--bpe")
-    generate = without(generate[:index] + generate[index + 2 :], "--fp16", "--sd-rouge-ptb")
-    generate = replaced(
-        generate,
-        user_dir=ROOT / "sd_fairseq",
-        path=tmp_path / "checkpoints" / "checkpoint_last.pt",
-        sd_trace=tmp_path / "trace.jsonl",
-        min_len=5,
-        max_len_b=12,
-    )
-    sides = ["--source-lang", "source", "--target-lang", "target", "--cpu"]
-    finished = pipeline.fairseq("generate", str(pipeline.data), *generate[1:], *sides)
-    assert "Generate test with beam=4: R-1" in finished.stdout
-    assert (tmp_path / "trace.jsonl").exists()
+def hypotheses(text):
+    return sorted(line.split("\t")[0] + line.split("\t")[2] for line in text.splitlines() if line.startswith("H-"))
 
 
-def test_every_option_in_the_readme_is_explained_by_show_options():
+def test_faster_today_runs_as_shown_and_changes_no_hypothesis(blocks, folder):
+    before, after = (typed(blocks["fairseq-generate"], sign) for sign in "-+")
+    slow, _ = execute([*before, "--cpu", "--max-len-b", "10"], folder)
+    fast, summary = execute([*after, "--cpu", "--max-len-b", "10"], folder)
+    assert hypotheses(fast) == hypotheses(slow) and len(hypotheses(fast)) == 17
+    assert "by the fast generator" in summary and "fast generator" not in slow
+
+
+def test_learning_runs_as_shown_and_says_what_came_out(blocks, folder):
+    printed, _ = execute([*typed(blocks["fairseq-train"], "+"), *SMALL], folder)
+    assert "preset recommended: " in printed and "policy: training ended after 2 updates" in printed
+    _, summary = execute([*typed(blocks["fairseq-generate"], "+"), "--cpu", "--max-len-b", "9"], folder)
+    assert "sd_fairseq: 17 documents" in summary
+
+
+def test_the_python_is_the_guides_which_is_run():
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md")]
+    readme, guide = (re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in texts)
+    assert len(readme) == 1 and readme == guide
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 180 and len(text.encode("utf-8")) <= 14 * 1024
+
+
+def test_every_option_in_the_readme_is_explained_by_sd_options():
     command = [sys.executable, "-W", "ignore", "-m", "sd_fairseq.commands.options"]
     shown = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"--sd-[a-z-]+", readme)) - {"--sd-rouge-ptb"}
-    assert len(named) > 10
+    named = set(re.findall(r"--sd-[a-z-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) > 2
     assert not {flag for flag in named if flag not in shown}
 
 
