@@ -9,13 +9,21 @@ its moments live in buffers, so that every checkpoint carries them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sd_fairseq.decision.policy import Float32Module
-from sd_fairseq.learning.lexicographic import MultiplierRule, find_multiplier, update_direction
+from sd_fairseq.learning.lexicographic import (
+    MultiplierRule,
+    averaged_products,
+    cross_products,
+    find_multiplier,
+    update_direction,
+)
+
+PRODUCTS_DECAY = 0.9  # of the moving averages of the multiplier's products
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class PolicyGradientSums:
         examples: how many examples they cover, or their weight where examples weigh differently.
         violation: sum over measured examples of q - c or, for a FLOPs budget, of f - budget.
         measured: how many examples were measured, or their weight.
+        odd_quality, odd_flops, odd_examples: the part of the first three that is of examples with odd numbers: which
+            half an example is in does not depend on how a batch is cut. None = not told apart, all are even.
     """
 
     quality: Tensor
@@ -34,6 +44,9 @@ class PolicyGradientSums:
     examples: Tensor
     violation: Tensor
     measured: Tensor
+    odd_quality: Optional[Tensor] = None
+    odd_flops: Optional[Tensor] = None
+    odd_examples: Optional[Tensor] = None
 
     @classmethod
     def zeros(cls, num_parameters: int, device: torch.device) -> "PolicyGradientSums":
@@ -46,15 +59,28 @@ class PolicyGradientSums:
         return PolicyGradientSums.unflatten(self.flatten() + other.flatten())
 
     def flatten(self) -> Tensor:
-        """Packs everything into one float32 vector [2P + 3], for one all-reduce."""
-        scalars = torch.stack([self.examples, self.violation, self.measured]).float()
-        return torch.cat([self.quality, self.flops, scalars])
+        """Packs everything into one float32 vector [4P + 4], for one all-reduce."""
+        odd_examples = torch.zeros_like(self.examples) if self.odd_examples is None else self.odd_examples
+        odd = [torch.zeros_like(self.quality) if one is None else one for one in (self.odd_quality, self.odd_flops)]
+        scalars = torch.stack([self.examples, self.violation, self.measured, odd_examples]).float()
+        return torch.cat([self.quality, self.flops, *odd, scalars])
 
     @classmethod
     def unflatten(cls, packed: Tensor) -> "PolicyGradientSums":
         """Undoes :meth:`flatten`."""
-        count = (packed.numel() - 3) // 2
-        return cls(packed[:count], packed[count : 2 * count], packed[-3], packed[-2], packed[-1])
+        count = (packed.numel() - 4) // 4
+        quality, flops, odd_quality, odd_flops = packed[:-4].split(count)
+        return cls(quality, flops, *packed[-4:-1].unbind(), odd_quality, odd_flops, packed[-1])
+
+    def cross_products(self) -> Optional[Tensor]:
+        """Returns :func:`~sd_fairseq.learning.lexicographic.cross_products` of the halves; None where one is empty."""
+        if self.odd_quality is None or self.odd_flops is None or self.odd_examples is None:
+            return None
+        odd, even = self.odd_examples, self.examples - self.odd_examples
+        if float(odd) <= 0 or float(even) <= 0:
+            return None
+        halves = (self.quality - self.odd_quality) / even, (self.flops - self.odd_flops) / even
+        return cross_products(*halves, self.odd_quality / odd, self.odd_flops / odd)
 
 
 class PolicyLearner(Float32Module):
@@ -70,6 +96,8 @@ class PolicyLearner(Float32Module):
     multiplier: Tensor
     violation: Tensor
     violation_updates: Tensor
+    products: Tensor
+    products_updates: Tensor
 
     def __init__(self, num_parameters: int):
         super().__init__()
@@ -79,6 +107,8 @@ class PolicyLearner(Float32Module):
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("violation", torch.zeros(()))
         self.register_buffer("violation_updates", torch.zeros(()))
+        self.register_buffer("products", torch.zeros(5))
+        self.register_buffer("products_updates", torch.zeros(()))
 
     def update(
         self,
@@ -110,9 +140,20 @@ class PolicyLearner(Float32Module):
         quality, flops = sums.quality / weight, sums.flops / weight
         if float(sums.measured) > 0:
             self._smooth_violation(sums.violation / sums.measured, smoothing)
-        multiplier = find_multiplier(rule, quality, flops, self.violation)
+        fresh = sums.cross_products()
+        if fresh is not None and float(self.products_updates) == 0:
+            self._average_products(fresh)
+            fresh = None
+        # of the updates before: a multiplier must not share its noise with the gradient that it multiplies
+        products = averaged_products(self.products) if float(self.products_updates) > 0 else None
+        multiplier = find_multiplier(rule, quality, flops, self.violation, products)
+        if fresh is not None:
+            self._average_products(fresh)
         self.multiplier.copy_(multiplier)
-        self._adam_step(parameters, update_direction(rule, multiplier, quality, flops), learning_rate)
+        # no sampled path was another than the mode: nothing is known of quality, so a broken constraint lets FLOPs be
+        blind = not rule.constrains_flops and rule.mode != "fixed" and not bool(quality.any())
+        if not (blind and float(self.violation) > 0):
+            self._adam_step(parameters, update_direction(rule, multiplier, quality, flops), learning_rate)
         norms = quality.norm() * flops.norm()
         return {
             "sd_multiplier": float(multiplier),
@@ -126,6 +167,11 @@ class PolicyLearner(Float32Module):
         decay = 0.0 if float(self.violation_updates) == 0 else smoothing
         self.violation.mul_(decay).add_(fresh, alpha=1 - decay)
         self.violation_updates.add_(1)
+
+    def _average_products(self, fresh: Tensor) -> None:
+        decay = 0.0 if float(self.products_updates) == 0 else PRODUCTS_DECAY
+        self.products.mul_(decay).add_(fresh, alpha=1 - decay)
+        self.products_updates.add_(1)
 
     def _adam_step(self, parameters: Sequence[nn.Parameter], direction: Tensor, learning_rate: float) -> None:
         optimizer = torch.optim.Adam(parameters, lr=learning_rate)

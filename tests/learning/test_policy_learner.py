@@ -84,7 +84,7 @@ def test_sums_survive_being_packed_for_an_all_reduce():
     _, learner = build_policy()
     sums = random_sums(learner)
     back = PolicyGradientSums.unflatten(sums.flatten())
-    assert sums.flatten().shape == (2 * learner.first_moment.numel() + 3,)
+    assert sums.flatten().shape == (4 * learner.first_moment.numel() + 4,)
     for name in ("quality", "flops", "examples", "violation", "measured"):
         assert torch.equal(getattr(back, name), getattr(sums, name)), name
 

@@ -135,3 +135,25 @@ def step_path(evaluator, chosen, update):
     hook.remove()
     assert [path.kind for path in seen] == ["sample", "mode"]
     return seen[0]
+
+
+@pytest.mark.parametrize("estimator", ["score-function", "leave-one-out", "straight-through", "reinmax"])
+def test_the_two_halves_of_a_batch_are_sampled_independently(estimator):
+    """So the mean of their product is the product of their means, whatever the estimator."""
+    training = build_training(sd_estimator=estimator, sd_constraint_interval=1000)
+    (sample,) = build_samples()
+    training.criterion.train()
+    even, odd = [], []
+    for update in range(120):
+        training.step(sample, update)
+        (sums,) = training.criterion.pending
+        training.criterion.pending = []
+        odd.append(sums.odd_quality / sums.odd_examples)
+        even.append((sums.quality - sums.odd_quality) / (sums.examples - sums.odd_examples))
+    left, right = torch.stack(even).double(), torch.stack(odd).double()
+    products = (left * right).sum(dim=1)
+    error = float(products.std()) / len(products) ** 0.5
+    assert abs(float(products.mean()) - float(left.mean(0) @ right.mean(0))) < 4 * error
+    squares = ((left + right) / 2).pow(2).sum(dim=1)
+    if estimator == "score-function":  # what the naive norm would take for the gradient's square
+        assert float(squares.mean()) > 2 * float(((left.mean(0) + right.mean(0)) / 2).pow(2).sum())

@@ -39,15 +39,15 @@ class QualityEstimate(NamedTuple):
         trained: the sampled path that trains the backbone, with its graph.
         sampled: its decisions.
         states: what the policy saw, one detached [B, C] a stage.
-        objective: maps the policy's distribution (not yet bounded) to the sum over examples whose gradient is the
-            estimate.
+        objective: maps the policy's distribution (not yet bounded), and what each example counts for [B] (None = 1),
+            to the sum over examples whose gradient is the estimate.
         mode, mode_decisions: the mode path's quality and decisions, where the estimator needs them.
     """
 
     trained: Quality
     sampled: Decisions
     states: List[Tensor]
-    objective: Callable[[PolicyDistribution], Tensor]
+    objective: Callable[..., Tensor]
     mode: Optional[Quality] = None
     mode_decisions: Optional[Decisions] = None
 
@@ -86,8 +86,9 @@ def self_critical(evaluator: Any, request: PathRequest) -> QualityEstimate:
     sampled = extra["decisions"]
     advantage = self_critical_advantage(trained.per_example, mode.per_example, sampled.same_path(mode_decisions))
 
-    def objective(distribution: PolicyDistribution) -> Tensor:
-        return score_function_objective(advantage, distribution.bounded(request.bound).log_prob(sampled))
+    def objective(distribution: PolicyDistribution, counts: Optional[Tensor] = None) -> Tensor:
+        log_prob = distribution.bounded(request.bound).log_prob(sampled)
+        return score_function_objective(advantage, log_prob if counts is None else log_prob * counts)
 
     return QualityEstimate(trained, sampled, extra["policy_states"], objective, mode, mode_decisions)
 
@@ -100,9 +101,10 @@ def leave_one_out(evaluator: Any, requests: List[PathRequest]) -> QualityEstimat
     qualities = torch.stack([trained.per_example.detach()] + [quality.per_example for quality, _ in others])  # [K, B]
     advantages = leave_one_out_advantages(qualities)
 
-    def objective(distribution: PolicyDistribution) -> Tensor:
+    def objective(distribution: PolicyDistribution, counts: Optional[Tensor] = None) -> Tensor:
         bounded = distribution.bounded(requests[0].bound)
-        terms = [score_function_objective(a, bounded.log_prob(path)) for a, path in zip(advantages, decisions)]
+        values = advantages if counts is None else advantages * counts
+        terms = [score_function_objective(a, bounded.log_prob(path)) for a, path in zip(values, decisions)]
         return torch.stack(terms).mean()
 
     return QualityEstimate(trained, decisions[0], extra["policy_states"], objective)
@@ -131,16 +133,16 @@ def through_gates(evaluator: Any, request: PathRequest, second_order: bool) -> Q
     sampled = extra["decisions"]
     tokens = token_advantage(evaluator, trained, sampled, extra["policy_states"])
 
-    def objective(distribution: PolicyDistribution) -> Tensor:
+    def objective(distribution: PolicyDistribution, counts: Optional[Tensor] = None) -> Tensor:
         bounded = distribution.bounded(request.bound)
         keep = bounded.keep_probability
         slopes = slope
         if second_order:
             taken = torch.where(evaluator.model.space.to_keep(sampled), keep, 1 - keep).detach()
             slopes = slope / (2 * taken)
-        switches = (slopes * keep).sum()
+        switches = (slopes * keep if counts is None else slopes * keep * counts.unsqueeze(1)).sum()
         log_prob = F.log_softmax(bounded.token_logits, dim=-1).gather(1, sampled.token_choice.unsqueeze(1)).squeeze(1)
-        return switches + score_function_objective(tokens, log_prob)
+        return switches + score_function_objective(tokens, log_prob if counts is None else log_prob * counts)
 
     return QualityEstimate(trained, sampled, extra["policy_states"], objective)
 

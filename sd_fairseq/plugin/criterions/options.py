@@ -50,6 +50,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         "smallest multiplier where quality is the constraint; where FLOPs are (budget, as-printed) it is 0 [0.3 | 0.3]",
     )
     sd_multiplier_ceiling: Optional[float] = option(None, "largest multiplier [12, 3 | 20]")
+    sd_multiplier_norm: ChoiceEnum(["unbiased", "naive"]) = option(  # type: ignore[valid-type]
+        "unbiased",
+        "norm of the estimated gradient that the multiplier divides by: unbiased (of two halves of the examples) or "
+        "naive (its own square, too large by its variance: as the paper's text has it)",
+    )
     sd_policy_lr: Optional[float] = option(
         None, "learning rate of the policy (its own Adam; paper: gamma_t) [5e-4 | 2e-4]"
     )

@@ -47,6 +47,7 @@ class PolicyStepSettings:
         seed: of the sampled paths.
         estimator: of the quality's gradient, see :mod:`~sd_fairseq.plugin.criterions.estimators`.
         samples: paths an example for ``leave-one-out``.
+        halves: True = gradients of the examples with odd numbers are told apart, for an unbiased multiplier.
         mean_dense_flops: of the training pairs (see :mod:`~sd_fairseq.plugin.criterions.corpus_flops`), where FLOPs are
             averaged over the corpus; None = over the examples.
     """
@@ -61,6 +62,7 @@ class PolicyStepSettings:
     seed: int
     estimator: str = "score-function"
     samples: int = 2
+    halves: bool = False
     mean_dense_flops: Optional[float] = None
 
 
@@ -176,20 +178,21 @@ def policy_step(
         distribution = policy(estimate.states)
         quality = flat_gradient(estimate.objective(distribution), parameters, retain_graph=True)
         mode = estimate.mode_decisions or distribution.mode()
-        cost = flops_objective(
-            distribution,
-            distribution.bounded(settings.bound).log_prob(estimate.sampled),
-            estimate.sampled,
-            mode,
-            evaluator.shape,
-            lengths,
-            settings,
-            weights,
-        )
-        flops = flat_gradient(cost, parameters)
+        about = (distribution, distribution.bounded(settings.bound).log_prob(estimate.sampled), estimate.sampled, mode)
+
+        def cost(of: Tensor) -> Tensor:
+            return flops_objective(*about, evaluator.shape, lengths, settings, of)
+
+        flops = flat_gradient(cost(weights), parameters, retain_graph=settings.halves)
+        odd: Tuple[Optional[Tensor], ...] = (None, None, None)
+        if settings.halves:
+            half = (ids % 2).to(weights)
+            odd_quality = flat_gradient(estimate.objective(distribution, half), parameters, retain_graph=True)
+            odd_weight = (weights * half).sum().to(quality.device)
+            odd = (odd_quality, flat_gradient(cost(weights * half), parameters), odd_weight)
     violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, weights, constrained, dense)
     examples = weights.sum().to(quality.device)
-    sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device))
+    sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device), *odd)
     return PolicyStep(estimate.trained, estimate.mode, constrained, dense, mode, lengths, sums)
 
 

@@ -72,12 +72,20 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             seed=cfg.sd_sampling_seed,
             estimator=str(cfg.sd_estimator),
             samples=cfg.sd_samples,
+            halves=str(cfg.sd_multiplier_norm) == "unbiased" and self.divides_by_an_estimate(cfg),
         )
         self.settling = Settling(cfg.sd_policy_freeze_update, cfg.sd_settle_share)
         self.distiller = Distiller(cfg.sd_distillation, cfg.sd_teacher, task) if cfg.sd_distillation else None
         self.update = 0
         self.learns_policy = False
         self.pending: List[PolicyGradientSums] = []
+
+    def divides_by_an_estimate(self, cfg: SDPolicyCriterionConfig) -> bool:
+        """Tells whether the multiplier divides by the square of a gradient that is estimated from samples.
+
+        FLOPs in closed form have no noise of sampling; where they are the constraint, nothing else is squared.
+        """
+        return self.rule.mode != "fixed" and (not self.rule.constrains_flops or cfg.sd_score_function_flops)
 
     @classmethod
     def build_criterion(cls, cfg: SDPolicyCriterionConfig, task: Any) -> "SDPolicyCriterion":

@@ -229,7 +229,7 @@ class SwitchableBARTModel(BARTModel):
         for key in [k for k in state_dict if k.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
             if key[len(prefix) :] not in own:
                 del state_dict[key]  # another kind of policy (random, dense) takes its place
-        if missing:
+        if any(key.startswith("encoder.policy.") for key in missing):
             logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
 
     def max_decoder_positions(self) -> int:
