@@ -37,7 +37,8 @@ def build_update(kind: str, args: argparse.Namespace) -> Callable[[], None]:
         settings = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1, "sentence_avg": False}
     else:
         model = measure.build_model("switchable_bart_base", dictionary, args.size)
-        settings = {"criterion": "sd_policy_criterion", "label_smoothing": 0.1, "sentence_avg": False}
+        settings = {"criterion": "sd_policy_criterion", "sd_preset": "paper"}
+        settings.update(label_smoothing=0.1, sentence_avg=False)
         settings["sd_constraint_interval"] = args.constraint_interval
         decide_at_paper_rates(model)
     model.to(args.device)

@@ -32,7 +32,8 @@ POLICY = (
     *("--sd-constraint-interval", "1", "--sd-violation-smoothing", "0.8", "--sd-constraint-temperature", "0.05"),
     *("--sd-distillation", "0.9", "--sd-teacher", "$BASE"),
 )
-PRESET = ("--sd-preset", "paper")  # what no row says stays as it is, whatever is recommended later
+# what no row says stays as the rows were made, whatever is recommended later
+PRESET = ("--sd-preset", "paper", "--sd-multiplier-norm", "naive")
 KIND = POLICY[:2] + POLICY[4:6]  # of a row with a preset of its own: architecture and criterion
 POLICY_SHARE = 0.25  # of the updates, in which only the policy learns; then the backbone does, on the deployed paths
 CHECKED = "1000"  # pairs of train on which a trained policy's constraint is measured

@@ -103,22 +103,6 @@ def test_an_empty_line(pipeline, tmp_path):
     check_refused(pipeline.generate(pipeline.switchable, check=False, data=data), "line 3", "empty")
 
 
-def test_an_empty_line_typed_into_the_interactive_command(pipeline):
-    options = [
-        "--path",
-        str(pipeline.switchable),
-        "--cpu",
-        "--max-len-b",
-        "5",
-        "--buffer-size",
-        "3",
-        "--max-tokens",
-        "500",
-    ]
-    arguments = [str(pipeline.data), *pipeline.task, *options]
-    finished = pipeline.fairseq("interactive", *arguments, check=False, stdin="a b\n\nc d\n")
-    check_refused(finished, "line 2", "empty")
-
 
 def test_a_loss_that_is_not_finite_refuses_the_step(pipeline, tmp_path):
     state = torch.load(str(pipeline.switchable), weights_only=False)

@@ -93,7 +93,8 @@ def test_training_mixes_and_validation_does_not(options):
     """Also once the policy is frozen."""
     losses = []
     for weight in (0.0, 0.5):
-        training, (sample,) = build_training(sd_distillation=weight, **options), build_samples()
+        teacher = {"sd_teacher": "self"} if weight else {}
+        training, (sample,) = build_training(sd_distillation=weight, **teacher, **options), build_samples()
         training.update([sample], update=0)
         (logged,) = training.update([sample], update=2)
         validated = training.task.valid_step(sample, training.model.eval(), training.criterion.eval())[2]
@@ -105,8 +106,8 @@ def test_training_mixes_and_validation_does_not(options):
 @pytest.mark.parametrize(
     "options,named",
     [
-        ({"sd_distillation": 1.0}, "--sd-distillation 1.0"),
-        ({"sd_distillation": -0.1}, "--sd-distillation -0.1"),
+        ({"sd_distillation": 1.0, "sd_teacher": "self"}, "--sd-distillation 1.0"),
+        ({"sd_distillation": -0.1, "sd_teacher": "self"}, "--sd-distillation -0.1"),
         ({"sd_teacher": "teacher.pt"}, "--sd-teacher needs --sd-distillation"),
         ({"sd_teacher": "no/such.pt", "sd_distillation": 0.5}, "--sd-teacher no/such.pt"),
     ],

@@ -7,6 +7,7 @@ from factories import build_model, random_batch, undecide
 from sd_fairseq.decision.given_policies import RandomPolicy
 from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.presets import MODEL_VALUES
 from sd_fairseq.plugin.models.options import DEFAULTS, POLICIES, add_model_options, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 
@@ -144,7 +145,7 @@ def test_every_option_has_a_default_and_help_and_a_flag():
     parser = argparse.ArgumentParser()
     add_model_options(parser)
     actions = {action.dest: action for action in parser._actions if action.dest.startswith("sd_")}
-    assert set(actions) == set(DEFAULTS)
+    assert set(actions) == set(DEFAULTS) | set(MODEL_VALUES["paper"])
     for name, action in actions.items():
         assert action.help and action.option_strings == ["--" + name.replace("_", "-")]
     assert tuple(actions["sd_policy"].choices) == POLICIES
@@ -154,9 +155,8 @@ def test_a_plain_bart_configuration_gets_every_default_and_keeps_what_it_has():
     args = argparse.Namespace(sd_space="token", sd_random_seed=None)
     fill_defaults(args)
     assert args.sd_space == "token"
-    assert {name: getattr(args, name) for name in DEFAULTS if name != "sd_space"} == {
-        name: value for name, value in DEFAULTS.items() if name != "sd_space"
-    }
+    expected = {**DEFAULTS, **MODEL_VALUES["paper"], "sd_space": "token"}
+    assert {name: getattr(args, name) for name in expected} == expected
 
 
 def test_the_models_own_parser_takes_barts_and_our_options():

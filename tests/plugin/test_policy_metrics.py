@@ -128,7 +128,7 @@ def test_validation_scores_the_deployed_path_and_leaves_no_gradient_behind():
     assert float(loss) == pytest.approx(float((nll * tokens).sum()), rel=1e-5)
     assert logged["sd_distinct_paths"] == decisions.count_distinct_paths()
     _, dense, _ = deployed(training, sample, PathRequest("dense"))
-    assert float(logged["sd_quality_dense"]) == pytest.approx(float(dense.sum()), rel=1e-5)
+    assert float(logged["sd_quality_dense_dropout_off"]) == pytest.approx(float(dense.sum()), rel=1e-5)
     assert logged["sd_dense"] == logged["sd_sampled"] == 8
     assert training.criterion.pending == []
     assert torch.equal(training.policy(), before)
@@ -148,7 +148,7 @@ def test_the_constraint_is_measured_with_dropout_off_and_turns_it_on_again():
         training = build_training({"dropout": dropout}, sd_constraint_interval=1)
         logged = training.update(build_samples())[0]
         assert training.model.training and training.model.encoder.layers[0].training
-        results.append((float(logged["sd_quality_dense"]), float(training.model.policy_learner.violation)))
+        results.append((float(logged["sd_quality_dense_dropout_off"]), float(training.model.policy_learner.violation)))
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
