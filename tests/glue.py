@@ -6,7 +6,8 @@ import json
 import sys
 from unittest import mock
 
-from dropin.workers import ROOT, TEXTS
+from dropin.workers import ROOT
+from pairs import VALID
 
 FOLDER = ROOT / "examples" / "glue"
 
@@ -30,7 +31,7 @@ def make_data(folder):
     Returns:
         {split: (premise, hypothesis, label) rows}.
     """
-    with gzip.open(str(TEXTS), "rt", encoding="utf-8") as lines:
+    with gzip.open(str(VALID), "rt", encoding="utf-8") as lines:
         texts = [json.loads(line) for line in lines][:60]
     cut = [(" ".join(row["document"].split()[: 5 + 7 * i % 40]), row["summary"]) for i, row in enumerate(texts)]
     named = [(a, b, "entailment" if "librar" in a else "not_entailment") for a, b in cut]

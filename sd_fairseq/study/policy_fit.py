@@ -28,6 +28,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
 from torch import nn
 
 from sd_fairseq.decision.policy import PolicyNetwork
@@ -106,8 +107,10 @@ def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> Non
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     for name, value in policy.state_dict().items():
         weights["encoder.policy." + name] = value
+    cfg = state["cfg"]  # written as fairseq writes it, so that it can be read without being loaded
+    cfg = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
     with whole(args.output) as part:
-        torch.save({**state, "args": None, "model": weights, "last_optimizer_state": None}, part)
+        torch.save({**state, "args": None, "cfg": cfg, "model": weights, "last_optimizer_state": None}, part)
 
 
 

@@ -1,16 +1,14 @@
 """A small real pipeline through fairseq's own commands, made once: words of the embedded data, a tiny model."""
 
-import gzip
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "examples" / "data" / "debian" / "valid.jsonl.gz"
 TASK = ["--user-dir", str(ROOT / "sd_fairseq"), "--task", "switchable_translation", "-s", "source", "-t", "target"]
 SIZE = [
     *("--encoder-layers", "3", "--decoder-layers", "2", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
@@ -74,8 +72,7 @@ class Pipeline:
 
     def __init__(self, folder):
         self.folder = folder
-        with gzip.open(str(DATA), "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines][:90]
+        rows = read_pairs()
         words = [(" ".join(row["document"].split()[:60]), " ".join(row["summary"].split())) for row in rows]
         self.pairs = {"train": words[:60], "valid": words[60:73], "test": words[73:90]}
         self.data = binarise(folder / "data", self.pairs)

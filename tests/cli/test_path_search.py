@@ -64,7 +64,7 @@ def test_pairs_longer_than_the_model_takes_are_left_out(pipeline, tmp_path, monk
     from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 
     counts = []
-    for limit in (64, 9):
+    for limit in (64, 5):
         out = tmp_path / f"{limit}.json"
         monkeypatch.setattr(SwitchableBARTModel, "max_positions", lambda self, limit=limit: (64, limit))
         options = ["--lowest", 1.0, "--examples", 0, "--output", out]

@@ -154,7 +154,7 @@ def test_hydra_trains_a_switchable_model_that_generates_and_goes_on(zoo):
         "hydra-switchable",
         "switchable_bart_base",
         "switchable_translation",
-        criterion={"_name": "sd_policy_criterion"},
+        criterion={"_name": "sd_policy_criterion", "sd_preset": "paper"},
     )
     state = load(path)["model"]
     assert float(state["policy_learner.steps"]) == 1

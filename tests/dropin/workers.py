@@ -6,9 +6,7 @@ writes for rank 0 only.
 """
 
 import functools
-import gzip
 import importlib
-import json
 import multiprocessing
 import os
 import socket
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
+from pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ROOT / "examples" / "data" / "debian" / "valid.jsonl.gz"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -45,8 +43,7 @@ TRAINING = [
 def build_data(folder: Path) -> Path:
     """Makes a data folder from real texts of 5 to 40 words, once: 30 pairs train, 8 valid, 12 test."""
     folder.mkdir(parents=True)
-    with gzip.open(str(TEXTS), "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines][:50]
+    rows = read_pairs()[:50]
     pairs = [
         (row["document"].split()[: 5 + 35 * (7 * i % 50) // 50], row["summary"].split()[:12])
         for i, row in enumerate(rows)

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 import torch
 from dropin import stand_ins
-from dropin.workers import ROOT, TEXTS, run
+from dropin.workers import ROOT, run
+from pairs import VALID
 from squad import FOLDER, make_squad, prepare
 
 from sd_fairseq.decision.trace import SITE_FIELDS
@@ -44,7 +45,7 @@ class Squad:
 
     def __init__(self, folder):
         self.folder, self.data, self.checkpoint = folder, folder / "data", folder / "mixed.pt"
-        with gzip.open(str(TEXTS), "rt", encoding="utf-8") as lines:
+        with gzip.open(str(VALID), "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines][:36]
         for name, part in (("train", rows[:24]), ("dev", rows[24:])):
             (folder / f"{name}.json").write_text(json.dumps(make_squad(part, name)), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any, Container, Dict, List
 
 from sd_fairseq.plugin.guards.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.guards.presets import flag
+from sd_fairseq.plugin.guards.presets import MODEL_VALUES, flag
 
 SIZES = (
     *("encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim"),
@@ -58,7 +58,7 @@ def take_structure(args: argparse.Namespace, path: str, option: str, typed: Cont
     Raises:
         InputError: a size that is typed and is another one's; positions may be typed, and fewer: they limit the data.
     """
-    stored = stored_options(path)
+    stored = {**MODEL_VALUES["paper"], **stored_options(path)}  # older checkpoints do not say a default
     names = [*SIZES, *POSITIONS, *(DECISIONS if has_policy(path) else ())]
     changed = []
     for name in names:
