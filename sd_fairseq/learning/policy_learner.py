@@ -70,7 +70,8 @@ class PolicyGradientSums:
         """Undoes :meth:`flatten`."""
         count = (packed.numel() - 4) // 4
         quality, flops, odd_quality, odd_flops = packed[:-4].split(count)
-        return cls(quality, flops, *packed[-4:-1].unbind(), odd_quality, odd_flops, packed[-1])
+        examples, violation, measured, odd_examples = packed[-4:].unbind()
+        return cls(quality, flops, examples, violation, measured, odd_quality, odd_flops, odd_examples)
 
     def cross_products(self) -> Optional[Tensor]:
         """Returns :func:`~sd_fairseq.learning.lexicographic.cross_products` of the halves; None where one is empty."""

@@ -24,9 +24,9 @@ UPDATES = 20
 OPTIONS = [
     *SWITCHABLE,
     *("--dropout", "0", "--attention-dropout", "0", "--disable-validation", "--no-save"),
-    # plain gradient descent: Adam would blow the rounding of gradients near 0 up to whole steps
+    # plain gradient descent, small steps of the policy: Adam blows the rounding of gradients near 0 up to whole steps
     *("--optimizer", "sgd", "--lr", "0.5", "--momentum", "0.5"),
-    *("--sd-policy-lr", "0.01", "--sd-tolerance", "0", "--sd-constraint-interval", "2"),
+    *("--sd-policy-lr", "5e-4", "--sd-tolerance", "0", "--sd-constraint-interval", "2"),
 ]
 
 

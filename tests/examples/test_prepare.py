@@ -32,7 +32,7 @@ prepare = load_script("prepare")
 def read_committed(split):
     name, first = FILES[split]
     with gzip.open(str(PAIRS / (name + ".jsonl.gz")), "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines][first : first + 100]
+        return [json.loads(line) for line in lines][first : first + 140]
 
 
 def write_split(folder, split, lines):

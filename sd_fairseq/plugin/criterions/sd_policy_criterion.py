@@ -52,7 +52,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def __init__(self, cfg: SDPolicyCriterionConfig, task: Any):
         super().__init__(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
-        fill_criterion(cfg, getattr(task, "run_options", Run()))  # nothing is left to fill where the task has done it
+        # nothing is left to fill where the task has done it
+        fill_criterion(cfg, getattr(task, "run_options", Run(trains=False)))
         check_options(cfg)
         if not hasattr(task, "updates_policies"):
             raise InputError(

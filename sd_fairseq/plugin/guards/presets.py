@@ -84,11 +84,13 @@ class Run:
         max_update: of the training; 0 = unknown or unlimited.
         base: checkpoint that training starts from (``--finetune-from-model``), or None.
         policy: ``--sd-policy``.
+        trains: False = the command only evaluates.
     """
 
     max_update: int = 0
     base: Optional[str] = None
     policy: str = "network"
+    trains: bool = True
 
     @classmethod
     def of(cls, options: Any) -> "Run":
@@ -102,7 +104,7 @@ class Run:
     @property
     def learns(self) -> bool:
         """True where there is a policy to learn."""
-        return self.policy in ("network", "layerwise")
+        return self.trains and self.policy in ("network", "layerwise")
 
 
 def hydra_updates(argv: Sequence[str]) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 from collections import deque
+from multiprocessing.util import Finalize
 from typing import Any, Deque, Dict, List, Optional
 
 import torch
@@ -72,6 +72,7 @@ class PolicySummary:
         self.recent = RecentPaths()
         self.violation: Optional[float] = None
         self.ended = False
+        self.finalizer: Optional[Finalize] = None
         self.update = -1
 
     def follow(self, update: int, logging_outputs: List[Dict[str, Any]]) -> None:
@@ -82,7 +83,8 @@ class PolicySummary:
             logging_outputs: of all workers and micro-batches.
         """
         if self.update < 0:
-            atexit.register(self.end)  # trainings end in many ways; most do not know which update is the last
+            # trainings end in many ways, and most do not know which update is the last; spawned workers end so, too
+            self.finalizer = Finalize(None, self.end, exitpriority=10)
         self.update = update
         freeze = self.cfg.sd_policy_freeze_update
         if update == freeze:
@@ -101,7 +103,6 @@ class PolicySummary:
         if self.ended or not self.recent.updates:
             return
         self.ended = True
-        atexit.unregister(self.end)
         freeze = self.cfg.sd_policy_freeze_update
         reason = ""
         if freeze > self.update + 1:

@@ -38,7 +38,7 @@ class SwitchableTaskMixin:
     updates_policies = True
     policy_criterion: Optional[Any] = None
     policy_summary: Optional[PolicySummary] = None
-    run_options = Run()
+    run_options = Run(trains=False)
     model_values: List[str] = []
     wrapper_checked = False
     slow_reasons: Tuple[str, ...] = ()

@@ -53,7 +53,8 @@ def test_a_training_of_unknown_length_is_asked_for_it():
     with pytest.raises(InputError, match="--max-update"):
         filled(presets.Run())
     assert filled(presets.Run(), sd_policy_freeze_update=50).sd_policy_freeze_update == 50
-    assert filled(presets.Run(policy="dense")).sd_policy_freeze_update == 0  # nothing learns
+    for nothing_learns in (presets.Run(policy="dense"), presets.Run(trains=False)):
+        assert filled(nothing_learns).sd_policy_freeze_update == 0
 
 
 def test_the_teacher_is_the_checkpoint_that_training_starts_from_and_nobody_else_unasked():
