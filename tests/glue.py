@@ -1,13 +1,11 @@
 """Small GLUE files of real texts, and prepare.py run on them in this process."""
 
-import gzip
 import importlib.util
-import json
 import sys
 from unittest import mock
 
 from dropin.workers import ROOT
-from pairs import VALID
+from pairs import read_pairs
 
 FOLDER = ROOT / "examples" / "glue"
 
@@ -31,8 +29,7 @@ def make_data(folder):
     Returns:
         {split: (premise, hypothesis, label) rows}.
     """
-    with gzip.open(str(VALID), "rt", encoding="utf-8") as lines:
-        texts = [json.loads(line) for line in lines][:60]
+    texts = read_pairs()[:60]
     cut = [(" ".join(row["document"].split()[: 5 + 7 * i % 40]), row["summary"]) for i, row in enumerate(texts)]
     named = [(a, b, "entailment" if "librar" in a else "not_entailment") for a, b in cut]
     splits = {"train": named[:40], "valid": named[40:]}

@@ -26,6 +26,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONWARNINGS=ignore
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 step() { printf '\n== %s (%d s since the start)\n' "$1" "$SECONDS"; }
+tool() { "$python" -m "sd_fairseq.commands.$1" "${@:2}"; } # sd-match-random and sd-report, also where nothing is installed
 fairseq() { OMP_NUM_THREADS=$threads "$python" -m "fairseq_cli.$1" "${@:2}"; }
 
 step "prepare"
@@ -40,7 +41,7 @@ if grep -qs avx512_bf16 /proc/cpuinfo; then faster=(--amp); else faster=(); fi
 show_progress() { # NAME; the lines of fairseq's log that tell how far it is and what the policy does
   while IFS= read -r line; do
     case $line in
-      *"| train_inner | "* | *"policy"* | *WARNING*)
+      *"| train_inner | "* | *"| policy: "* | *"| preset "* | *WARNING*)
         line=${line#*| INFO | }
         printf '[%s] %.150s\n' "$1" "${line#* | }" ;;
     esac
@@ -86,11 +87,11 @@ generate dense_control "$out/dense_control/checkpoint_last.pt"
 step "generate: learned paths"
 generate switchable "$out/switchable/checkpoint_last.pt"
 step "generate: the switchable model under random decisions at equal FLOPs"
-keep=$(sd-match-random "$data" --path "$out/switchable/checkpoint_last.pt" --trace "$out/switchable.trace.jsonl")
+keep=$(tool match_random "$data" --path "$out/switchable/checkpoint_last.pt" --trace "$out/switchable.trace.jsonl")
 generate random "$out/switchable/checkpoint_last.pt" --sd-path "random:$keep"
 
 step "report"
-sd-report --data-name debian_descriptions --output-dir "$out" --title "Debian descriptions, $updates updates, seed $seed" \
+tool report --data-name debian_descriptions --output-dir "$out" --title "Debian descriptions, $updates updates, seed $seed" \
   --dense "$out/dense.gen.txt" "$out/dense.trace.jsonl" \
   --dense-control "$out/dense_control.gen.txt" "$out/dense_control.trace.jsonl" \
   --switchable "$out/switchable.gen.txt" "$out/switchable.trace.jsonl" \

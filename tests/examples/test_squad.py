@@ -1,6 +1,5 @@
 """examples/squad from raw JSON to answers: prepare.py, training, validation, the batch command, Python."""
 
-import gzip
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import pytest
 import torch
 from dropin import stand_ins
 from dropin.workers import ROOT, run
-from pairs import VALID
+from pairs import read_pairs
 from squad import FOLDER, make_squad, prepare
 
 from sd_fairseq.decision.trace import SITE_FIELDS
@@ -45,8 +44,7 @@ class Squad:
 
     def __init__(self, folder):
         self.folder, self.data, self.checkpoint = folder, folder / "data", folder / "mixed.pt"
-        with gzip.open(str(VALID), "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines][:36]
+        rows = read_pairs()[:36]
         for name, part in (("train", rows[:24]), ("dev", rows[24:])):
             (folder / f"{name}.json").write_text(json.dumps(make_squad(part, name)), encoding="utf-8")
         files = ["--train", folder / "train.json", "--valid", folder / "dev.json"]

@@ -1,12 +1,11 @@
 """Question answering goes on after a stop as if it had never stopped, to the bit."""
 
-import gzip
 import json
 
 import pytest
 import torch
 from dropin.workers import ROOT, load, run
-from pairs import VALID
+from pairs import read_pairs
 from squad import make_squad, prepare
 
 OPTIONS = [
@@ -30,8 +29,7 @@ def changes(before, after):
 
 def test_a_training_stopped_in_the_middle_of_an_epoch_ends_where_an_unbroken_one_ends(tmp_path):
     pytest.importorskip("fairseq")
-    with gzip.open(str(VALID), "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines][:20]
+    rows = read_pairs()[:20]
     (tmp_path / "train.json").write_text(json.dumps(make_squad(rows, "q")), encoding="utf-8")
     data = tmp_path / "data"
     assert prepare(data, "--train", tmp_path / "train.json", "--vocab-size", 300) is None

@@ -128,7 +128,7 @@ def test_validation_scores_the_deployed_path_and_leaves_no_gradient_behind():
     assert float(loss) == pytest.approx(float((nll * tokens).sum()), rel=1e-5)
     assert logged["sd_distinct_paths"] == decisions.count_distinct_paths()
     _, dense, _ = deployed(training, sample, PathRequest("dense"))
-    assert float(logged["sd_quality_dense_dropout_off"]) == pytest.approx(float(dense.sum()), rel=1e-5)
+    assert float(logged["sd_quality_dense"]) == pytest.approx(float(dense.sum()), rel=1e-5)
     assert logged["sd_dense"] == logged["sd_sampled"] == 8
     assert training.criterion.pending == []
     assert torch.equal(training.policy(), before)
