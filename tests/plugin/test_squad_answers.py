@@ -188,6 +188,6 @@ def test_options_of_the_task_that_cannot_work_are_refused(change, message):
 
 def test_windows_longer_than_the_model_takes_are_refused():
     task = build_squad_task((500, 16, 12))
-    with mock.patch.object(SwitchableTaskMixin, "build_model", lambda self, cfg: build_model()):
+    with mock.patch.object(SwitchableTaskMixin, "build_model", lambda self, cfg, from_checkpoint: build_model()):
         with pytest.raises(InputError, match="--max-positions 500, but the model takes 64"):
             task.build_model(None)
