@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Optional, Sequence
 
@@ -41,6 +42,8 @@ def work(args: argparse.Namespace) -> None:
     from sd_fairseq.study.path_search import show
     from sd_fairseq.whole_files import write_json
 
+    if not 0 <= args.tolerance < math.inf:
+        raise InputError(f"--tolerance {args.tolerance} is not 0 or more (nats a token)")
     if not args.reference and (args.reference_path == "deployed" or args.reference_overrides != "{}"):
         raise InputError("--reference-path deployed and --reference-overrides need --reference, found none")
     scorer = load(args)

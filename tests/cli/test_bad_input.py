@@ -104,9 +104,25 @@ def test_an_empty_line(pipeline, tmp_path):
 
 
 
+@pytest.mark.parametrize("key", ["decoder.layers.0.fc1.weight", "encoder.policy.heads.bias"])
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_weights_that_are_not_finite_are_refused_at_loading(pipeline, tmp_path, command, key):
+    state = torch.load(str(pipeline.switchable), weights_only=False)
+    state["model"][key].view(-1)[0] = float("nan")
+    broken = tmp_path / "broken.pt"
+    torch.save(state, str(broken))
+    if command == "generate":
+        finished = pipeline.generate(broken, check=False)
+    else:
+        options = ["--restore-file", broken, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]
+        finished = pipeline.train("nan", *BASE, *options, check=False)
+    check_refused(finished, "not finite", key)
+    assert not (pipeline.folder / "nan" / "checkpoint_last.pt").exists()
+
+
 def test_a_loss_that_is_not_finite_refuses_the_step(pipeline, tmp_path):
     state = torch.load(str(pipeline.switchable), weights_only=False)
-    state["model"]["decoder.layers.0.fc1.weight"].fill_(float("nan"))
+    state["model"]["decoder.layers.0.fc1.weight"].fill_(1e38)  # finite, and overflows
     broken = tmp_path / "broken.pt"
     torch.save(state, str(broken))
     options = ["--restore-file", broken, "--reset-optimizer", "--reset-dataloader", "--reset-meters"]

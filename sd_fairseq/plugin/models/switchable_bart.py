@@ -7,6 +7,7 @@ import os
 from contextlib import nullcontext
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from fairseq.file_utils import load_archive_file
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.bart.hub_interface import BARTHubInterface
@@ -190,13 +191,17 @@ class SwitchableBARTModel(BARTModel):
         """Takes plain BART checkpoints, 0.12.2's duplicate keys and hydra-trained ones.
 
         Raises:
-            InputError: not a BART checkpoint, another dictionary, or a policy of another decision space.
+            InputError: not a BART checkpoint, another dictionary, a value that is not finite, or a policy of another
+                decision space.
         """
         prefix = name + "." if name else ""
         embedding = state_dict.get(prefix + "encoder.embed_tokens.weight")
         if embedding is None:
             found = ", ".join(sorted(state_dict)[:3])
             raise InputError(f"checkpoint is not an encoder-decoder BART: found {found}, ...")
+        for key, value in state_dict.items():
+            if torch.is_tensor(value) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(f"checkpoint holds values that are not finite (NaN or infinity) in {key}")
         self._check_dictionary(embedding.size(0))
         for layer in range(self.encoder.num_layers):
             for copy in FUSED_KERNEL_COPIES:

@@ -85,6 +85,9 @@ def read_examples(path: str, task: SentenceTask, needs_labels: bool = True) -> L
         examples.append(Example(texts, label, place, identity))
     if not examples:
         raise InputError(f"{path}: holds no examples")
+    bare = [example.place for example in examples if example.label is None]
+    if bare and len(bare) < len(examples):
+        raise InputError(f"{bare[0]}: no label, expected one on every line or on none ({len(bare)} lines have none)")
     return examples
 
 

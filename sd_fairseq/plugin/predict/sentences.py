@@ -143,6 +143,9 @@ def load_predictor(options: argparse.Namespace) -> Tuple[SentencePredictor, Sent
             record = json.load(text)
     except (OSError, ValueError) as error:
         raise InputError(f"{options.data}: was not made by examples/glue/prepare.py ({error})") from error
+    if options.columns and len(options.columns) != len(record["columns"]):
+        known = f"{len(record['columns'])}: {', '.join(record['columns'])}"
+        raise InputError(f"--columns {' '.join(options.columns)}: expected as many as in training, {known}")
     task = SentenceTask(
         tuple(options.columns or record["columns"]),
         options.label_column or record["label_column"],
@@ -174,7 +177,9 @@ def classify(options: argparse.Namespace) -> Dict[str, Any]:
     check_batch_size(options)
     check_places([options.output, options.summary], [options.input, options.path])
     predictor, task = load_predictor(options)
-    predictions = predictor.predict(read_examples(options.input, task, needs_labels=False), options.batch_size)
+    # a column that is asked for must be there
+    examples = read_examples(options.input, task, needs_labels=bool(options.label_column))
+    predictions = predictor.predict(examples, options.batch_size)
     summary = summarise(predictions, task.labels)
     if options.output:
         write_whole(options.output, "".join(one.to_json_line() + "\n" for one in predictions))

@@ -86,3 +86,18 @@ def test_the_longest_text_gives_way_until_all_fit():
     assert shorten(texts, 11) == [list("abc"), list("ABCDE")]
     assert shorten(texts, 7) == [list("ab"), list("AB")]
     assert shorten(texts, 1) == [["a"], ["A"]]  # no text disappears
+
+
+def test_labels_on_some_lines_only_are_refused(tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"sentence": "a", "label": "1"}\n{"sentence": "b"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="some.jsonl:2: no label"):
+        read_examples(str(path), TASKS["SST-2"], needs_labels=False)
+
+
+def test_a_column_of_labels_that_is_asked_for_must_be_there(tmp_path):
+    path = tmp_path / "none.tsv"
+    path.write_text("sentence\na\n", encoding="utf-8")
+    assert read_examples(str(path), TASKS["SST-2"], needs_labels=False)[0].label is None
+    with pytest.raises(InputError, match="no column 'label'"):
+        read_examples(str(path), TASKS["SST-2"], needs_labels=True)
