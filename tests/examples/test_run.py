@@ -80,6 +80,7 @@ def test_the_demo_runs_and_reports_all_four_systems(small):
         assert system["seconds"] > 0
     assert report["dense"]["flops_generation"] == report["dense_control"]["flops_generation"] == 1.0
     assert report["switchable"]["flops_generation"] < 0.99
-    assert report["random"]["distinct_paths"] > 1
+    difference = report["random"]["flops_generation"] - report["switchable"]["flops_generation"]
+    assert abs(difference) < 0.05  # random decisions at equal FLOPs
     assert {path.name for path in out.glob("*.png")} == {"skip_heatmap.png", "tradeoff.png"}
-    assert "policy: " in printed and "ROUGE-L" in printed
+    assert "policy: " in printed and "switchable - dense_control: R-L" in printed
