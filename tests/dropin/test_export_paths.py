@@ -101,6 +101,7 @@ def test_a_skipped_sublayer_that_keeps_its_layer_norm_before_it_is_refused(tmp_p
 
 
 REFUSED = {
+    "a trace that nothing is read of": (["--path", "dense", "--trace", "t.jsonl"], ["--trace", "--path dense"]),
     "a path in no notation": (["--path", "fastest"], ["fastest", "most-frequent"]),
     "an unknown site": (["--path", "encoder_head=111"], ["encoder_head=111"]),
     "broken JSON": (["--path", '{"encoder_ffn": '], ["not valid JSON"]),

@@ -218,8 +218,10 @@ def choose_path(source: Switchable, wanted: str, trace: Optional[str]) -> Path:
     """Reads ``--path``.
 
     Raises:
-        InputError: unknown notation, no or another model's trace.
+        InputError: unknown notation, no or another model's trace, or a trace that nothing is read of.
     """
+    if trace is not None and wanted != "most-frequent":
+        raise InputError(f"--trace has no effect with --path {wanted}; it needs --path most-frequent")
     if wanted == "dense":
         return dense_path(source.space)
     if wanted != "most-frequent":
