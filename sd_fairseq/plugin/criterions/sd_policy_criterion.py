@@ -5,6 +5,7 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 :class:`~sd_fairseq.plugin.tasks.switchable_task.SwitchableTaskMixin`).
 """
 
+import logging
 from dataclasses import replace
 from typing import Any, Dict, List, Tuple
 
@@ -36,6 +37,8 @@ from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import Run, fill_criterion
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
+
+logger = logging.getLogger(__name__)
 
 
 @register_criterion("sd_policy_criterion", dataclass=SDPolicyCriterionConfig)
@@ -248,6 +251,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             learning_rate = cfg.sd_policy_lr * self.settling.learning_rate_factor(self.update)
             smoothing = 0.0 if cfg.sd_violation_smoothing is None else cfg.sd_violation_smoothing
             learner.update(parameters, sums, self.rule, learning_rate, smoothing)
+            if self.settings.halves and float(learner.steps) == 50 and float(learner.products_updates) == 0:
+                logger.warning("no update held pairs of odd and of even numbers: the multiplier's norm stays naive")
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

@@ -145,9 +145,10 @@ def test_a_contradiction_is_named(words, needle):
 
 
 def test_the_presets_own_values_are_never_refused():
-    typed()
-    typed("--sd-tolerance", "0.1")
-    typed("--sd-preset", "paper", "--sd-samples", "3", "--sd-estimator", "leave-one-out")
+    leave_one_out = ["--sd-preset", "paper", "--sd-samples", "3", "--sd-estimator", "leave-one-out"]
+    for words in ([], ["--sd-tolerance", "0.1"], leave_one_out):
+        typed(*words)
+        assert presets.idle_options(typed_options(words)) == {}
 
 
 def test_a_command_line_of_hydras_tells_the_updates():
