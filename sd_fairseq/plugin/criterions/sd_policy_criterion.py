@@ -225,6 +225,10 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         """True once only the backbone learns."""
         return 0 < self.cfg.sd_policy_freeze_update <= self.update
 
+    def holds_input(self) -> bool:
+        """True once the policy is frozen and what it reads is to stand still with it."""
+        return self.policy_is_frozen() and str(self.cfg.sd_hold_policy_input) == "yes"
+
     def backbone_is_frozen(self) -> bool:
         """True while only the policy learns."""
         return self.update < self.cfg.sd_policy_warmup_updates

@@ -34,6 +34,7 @@ _PAPER = {
     "sd_distillation": 0.0,
     "sd_policy_warmup_updates": 0,
     "sd_policy_freeze_update": 0,
+    "sd_hold_policy_input": "no",
 }
 _RECOMMENDED = {
     **_PAPER,
@@ -146,6 +147,8 @@ def criterion_values(preset: str, given: Mapping[str, Any], run: Run) -> Dict[st
             freeze = policy_updates(run) if freeze is None else freeze
             values["sd_policy_freeze_update"] = freeze
             values["sd_policy_warmup_updates"] = 0 if mode == "budget" else freeze
+            # one that is asked after every encoder layer reads the whole encoder, which must learn
+            values["sd_hold_policy_input"] = "yes" if freeze and run.policy == "network" else "no"
     values["sd_mode"] = mode
     if given_or(values, given, "sd_distillation"):
         values["sd_teacher"] = teacher_of(given, run)

@@ -23,7 +23,13 @@ from sd_fairseq.plugin.guards.preflight import prepare_training
 from sd_fairseq.plugin.guards.presets import PRESETS, Run, fill_criterion
 from sd_fairseq.plugin.models.conversion import obey_architecture_override
 from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
+from sd_fairseq.plugin.tasks.backbone_update import (
+    check_unused_parameters,
+    complete_gradients,
+    held,
+    policy_input_parameters,
+    update_backbone,
+)
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
 from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
@@ -129,14 +135,20 @@ class SwitchableTaskMixin:
         return result
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
-        """Moves the backbone (unless only the policy learns yet), then the policy."""
-        frozen = self.policy_criterion is not None and self.policy_criterion.backbone_is_frozen()
+        """Moves the backbone (unless only the policy learns yet), then the policy.
+
+        What a frozen policy reads stands still with it: otherwise its decisions, and the FLOPs, would drift.
+        """
+        criterion = self.policy_criterion
+        frozen = criterion is not None and criterion.backbone_is_frozen()
+        holds = criterion is not None and getattr(model, "policy_learner", None) is not None and criterion.holds_input()
         if hasattr(model, "space"):
             complete_gradients(model)
         step = partial(super().optimizer_step, optimizer, model, update_num)  # type: ignore[misc]
-        counts = update_backbone(step, optimizer, frozen)
-        if self.policy_criterion is not None and counts:
-            self.policy_criterion.update_policy(model)
+        with held(policy_input_parameters(model) if holds else []):
+            counts = update_backbone(step, optimizer, frozen)
+        if criterion is not None and counts:
+            criterion.update_policy(model)
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
         """As fairseq's, but an evaluation never loses the sentences of its last batch.
