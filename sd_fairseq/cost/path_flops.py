@@ -60,6 +60,7 @@ class ModelShape:
         vocabulary: V.
         policy_hidden, policy_networks: hidden units, and networks asked per example (0 = no policy is run).
         policy_input: figures that a policy reads; 0 = as many as encoder_dim.
+        policy_heads: sets of outputs that a network computes, one a knot of a range of budgets.
         head: what reads the decoder where nothing is generated; None = a generator with its LM head.
     """
 
@@ -71,6 +72,7 @@ class ModelShape:
     policy_hidden: int = 0
     policy_networks: int = 0
     policy_input: int = 0
+    policy_heads: int = 1
     head: Optional[HeadShape] = None
 
 
@@ -136,7 +138,7 @@ def sublayer_costs(
         read = target if shape.head.every_token else torch.ones_like(target)  # [B, J]
         fixed = fixed + linear_layers_flops(read, shape.head.widths)
     if with_policy and shape.policy_networks:
-        outputs = space.num_switches + len(space.token_strategies)
+        outputs = shape.policy_heads * (space.num_switches + len(space.token_strategies))
         fixed = fixed + shape.policy_networks * policy_flops(shape.policy_input or enc, shape.policy_hidden, outputs)
     return SublayerCosts(sites, fixed)
 

@@ -10,14 +10,15 @@ alone it is a control: a policy that reads the text should beat one that does no
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Callable, ContextManager, List, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_fairseq.decision.budgets import KNOTS, BudgetRange
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.noise import Noise
 
@@ -142,7 +143,15 @@ class PolicyNetwork(Float32Module):
         initial_keep: probability that a fresh policy decides as its initial path does, in (0.5, 1).
         initial_path: mode path of a fresh policy, of one example; None = keep everything.
         inputs: what it reads, one of :data:`INPUTS`.
+        budgets: range of FLOPs budgets that it serves; None = the one that it learned.
+
+    Attributes:
+        shift: scalar buffer, added to every logit that keeps: > 0 skips less. 0, unless a calibration has set it.
+        budget: scalar buffer, the budget that is served, of a policy for a range.
     """
+
+    shift: Tensor
+    budget: Tensor
 
     def __init__(
         self,
@@ -152,17 +161,23 @@ class PolicyNetwork(Float32Module):
         initial_keep: float = 0.95,
         initial_path: Optional[Decisions] = None,
         inputs: str = "state",
+        budgets: Optional[BudgetRange] = None,
     ):
         super().__init__()
         if hidden_size < 0:
             raise ValueError(f"hidden size {hidden_size} of the policy is not 0 (as the embedding) or more")
         if not 0.5 < initial_keep < 1:
             raise ValueError(f"initial keep-probability {initial_keep} is not in (0.5, 1)")
-        self.space, self.inputs = space, inputs
+        self.space, self.inputs, self.budgets = space, inputs, budgets
         self.initial_keep, self.initial_path = initial_keep, initial_path
+        self.outputs = space.num_switches + len(space.token_strategies)
         self.hidden = nn.Linear(input_width(inputs, input_size), hidden_size or input_size)
         self.layer_norm = nn.LayerNorm(hidden_size or input_size)
-        self.heads = nn.Linear(hidden_size or input_size, space.num_switches + len(space.token_strategies))
+        self.heads = nn.Linear(hidden_size or input_size, self.outputs * (KNOTS if budgets else 1))
+        self.register_buffer("shift", torch.zeros(()))
+        self._served: Optional[Tensor] = None
+        if budgets is not None:
+            self.register_buffer("budget", torch.tensor(budgets.default))
         self.reset_parameters()
 
     @property
@@ -177,17 +192,52 @@ class PolicyNetwork(Float32Module):
         self.layer_norm.reset_parameters()
         nn.init.normal_(self.heads.weight, std=0.02)
         with torch.no_grad():
-            self.heads.bias.copy_(initial_bias(self.space, self.initial_keep, self.initial_path))
+            bias = initial_bias(self.space, self.initial_keep, self.initial_path)
+            self.heads.bias.copy_(bias.repeat(KNOTS if self.budgets else 1))
+
+    @contextmanager
+    def serving(self, budgets: Union[float, Tensor]) -> Iterator[None]:
+        """Serves other budgets than :attr:`budget` in the block: one for all examples, or one for each [B]."""
+        before, self._served = self._served, torch.as_tensor(budgets, dtype=torch.float32)
+        try:
+            yield
+        finally:
+            self._served = before
+
+    def with_budget(self, state: Tensor) -> Tensor:
+        """Appends the budget that is served to the policy's input: [B, width] -> [B, width + 1], if it has one."""
+        if self.budgets is None:
+            return state
+        budgets = (self.budget if self._served is None else self._served).to(state)
+        return torch.cat([state, budgets.expand(state.size(0)).unsqueeze(1)], dim=1)
 
     def stage_logits(self, stage: int, state: Tensor) -> Tensor:
-        """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``."""
+        """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``.
+
+        Args:
+            stage: 1.
+            state: [B, width], the budget behind it where the policy serves a range.
+        """
         with without_autocast(state.device):
-            return self.heads(torch.relu(self.layer_norm(self.hidden(state.float()))))
+            state = state.float()
+            read = state if self.budgets is None else state[:, :-1]
+            logits = self.heads(torch.relu(self.layer_norm(self.hidden(read))))
+            if self.budgets is not None:
+                knots = self.budgets.weights(state[:, -1]).unsqueeze(2)  # [B, KNOTS, 1]
+                logits = (logits.view(-1, KNOTS, self.outputs) * knots).sum(dim=1)
+            return logits + self.shift * keeping_outputs(self.space, logits.device)
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
         """Maps the detached states (one [B, width] a stage) to a distribution over paths."""
         logits = self.stage_logits(1, states[0])
         return split_logits(self.space, logits)
+
+
+def keeping_outputs(space: DecisionSpace, device: torch.device) -> Tensor:
+    """Returns float32 [num_switches + J]: 1 for the outputs whose larger values keep more, the switches and "keep"."""
+    keeping = torch.zeros(space.num_switches + len(space.token_strategies), device=device)
+    keeping[: space.num_switches + 1] = 1.0
+    return keeping
 
 
 def split_logits(space: DecisionSpace, logits: Tensor) -> PolicyDistribution:

@@ -133,6 +133,20 @@ class Zoo:
 
     @property
     @lru_cache(maxsize=None)  # noqa: B019
+    def any_budget(self) -> Path:
+        """A checkpoint for budgets of 0.3 to 0.9 that keeps nothing at the smallest and everything at the largest."""
+        more = ["--sd-budget-range", "0.3,0.9", "--sd-mode", "budget"]
+        path = self.train("any-budget", *SWITCHABLE, *more, "--restore-file", self.plain, *FRESH_START)
+
+        def spread(state: Dict[str, Any]) -> None:
+            state["model"]["encoder.policy.heads.weight"].zero_()
+            bias = state["model"]["encoder.policy.heads.bias"]
+            bias.copy_(torch.tensor([-5.0, 5.0, 5.0, 5.0]).repeat_interleave(len(bias) // 4))
+
+        return self.rewritten(path, "any-budget.pt", spread)
+
+    @property
+    @lru_cache(maxsize=None)  # noqa: B019
     def language_model(self) -> Path:
         """A language model over the same words."""
         pairs = ["--trainpref", self.texts / "train.target", "--validpref", self.texts / "valid.target"]

@@ -66,6 +66,34 @@ def test_a_path_is_what_its_overrides_are(zoo, path, overrides):
     assert (expected_share == 1.0) == (path == "dense")
 
 
+def test_the_budget_is_chosen_when_generating(zoo, tmp_path):
+    shares = []
+    for options in (["--sd-flops-budget", "0.3"], ["--sd-flops-budget", "0.9"], []):
+        trace = tmp_path / f"{len(shares)}.jsonl"
+        zoo.generate(zoo.any_budget, *BEAM, "--sd-trace", trace, *options)
+        shares.append(share(zoo.last_output))
+        records = read_trace(str(trace))
+        corpus = sum(one.flops_generation for one in records) / sum(one.flops_generation_dense for one in records)
+        assert corpus == pytest.approx(shares[-1], abs=6e-5)
+    assert shares[0] < 0.8 < shares[1] == shares[2]
+    text = (zoo.texts / "test.source").read_text(encoding="utf-8")
+    lines = ["--input", zoo.texts / "test.source", "--buffer-size", str(len(text.splitlines()))]
+    more = ["--path", zoo.any_budget, "--sd-flops-budget", "0.3"]
+    output = zoo.command("interactive", *TASK, *SEARCH, *BEAM, *lines, *more)
+    assert share(output) == pytest.approx(shares[0], abs=2e-4)
+
+
+def test_a_budget_without_effect_is_refused(zoo):
+    for command, options, reason in (
+        ("generate", ["--path", zoo.any_budget, "--sd-flops-budget", "0.2"], "not in the range 0.3 to 0.9"),
+        ("generate", ["--path", zoo.mixed, "--sd-flops-budget", "0.5"], "trained with --sd-budget-range"),
+        ("generate", ["--path", zoo.plain, "--sd-flops-budget", "0.5"], "a switchable model"),
+        ("generate", ["--path", zoo.mixed, "--sd-flops-budget", "0.5", "--sd-path", "dense"], "found --sd-path dense"),
+        ("validate", ["--path", zoo.any_budget, "--sd-flops-budget", "0.5"], "--model-overrides"),
+    ):
+        assert reason in zoo.refused(command, *TASK, *options, *(SEARCH if command == "generate" else []))
+
+
 @pytest.mark.parametrize("path", ["sparse", "random", "random:2", "random:x", "dense:1", "static", "static:"])
 def test_a_wrong_path_is_refused_with_the_valid_ones(zoo, path):
     error = zoo.refused("generate", *TASK, *SEARCH, "--path", zoo.mixed, "--sd-path", path)

@@ -133,3 +133,15 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line(zoo, identity_bpe, damag
     with pytest.raises(InputError) as error:
         from_pretrained(SwitchableBARTModel, zoo, path)
     assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_the_hub_serves_the_budget_that_is_asked(zoo, identity_bpe):
+    kept = []
+    for budget in (0.3, 0.9):
+        hub = from_pretrained(SwitchableBARTModel, zoo, zoo.any_budget, sd_flops_budget=budget)
+        tokens = hub.task.source_dictionary.encode_line(words_in_data(zoo)[0]).long().unsqueeze(0)
+        kept.append(int(hub.model.space.to_keep(hub.model.encoder(tokens)["decisions"][0]).sum()))
+    assert kept == [0, hub.model.space.num_switches]
+    with pytest.raises(InputError, match="trained with --sd-budget-range"):
+        from_pretrained(SwitchableBARTModel, zoo, zoo.mixed, sd_flops_budget=0.5)

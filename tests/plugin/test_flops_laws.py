@@ -67,6 +67,17 @@ def test_traced_flops_with_the_policy_at_work_equal_the_closed_form(policy, inpu
         assert found == int(path_flops("generation", model.shape, model.space, log[0], lengths))
 
 
+def test_traced_flops_of_a_policy_for_a_range_of_budgets_equal_the_closed_form():
+    model = build_model(sd_policy_hidden_size=20, sd_budget_range="0.4,0.9")
+    undecide(model)
+    for budget in (0.4, 0.55, 0.9):
+        batch, log = random_batch([19]), []
+        with model.encoder.policy.serving(budget):
+            found, steps = traced_generation(model, {**batch.net_input, "decision_log": log}, 2)
+        closed = path_flops("generation", model.shape, model.space, log[0], lengths_of(batch, steps, 2))
+        assert found == int(closed)
+
+
 def test_traced_flops_of_plain_bart_equal_the_dense_path():
     bart, model = build_model("bart_base"), build_model()
     batch = random_batch([17])

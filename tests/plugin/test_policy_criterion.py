@@ -297,3 +297,27 @@ def test_a_task_that_never_updates_the_policy_is_refused():
     plain = TranslationTask(TranslationConfig(), task.src_dict, task.tgt_dict)
     with pytest.raises(InputError, match="needs --task switchable_translation or .*, found TranslationTask"):
         build_criterion(plain)
+
+
+@pytest.mark.parametrize("holds", ["yes", "no"])
+def test_decisions_of_a_fixed_policy_drift_only_where_what_it_reads_trains_on(holds):
+    """Without a gradient of its own an embedding would still move: by momentum, decay or a flattened master copy."""
+    training, (sample,) = build_training(sd_policy_freeze_update=1, sd_hold_policy_input=holds), build_samples()
+    training.optimizer.inner = torch.optim.SGD(training.model.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    training.update([sample], 0)
+    encoder, logits = training.model.encoder, []
+    before = {name: value.clone() for name, value in training.model.named_parameters()}
+    for update in (1, 2, 3):
+        training.update([sample], update)
+        training.model.eval()
+        with torch.no_grad():
+            logits.append(encoder.policy.stage_logits(1, encoder(**sample_source(sample))["policy_states"][0]))
+    assert torch.equal(logits[0], logits[-1]) == (holds == "yes")
+    moved = {name for name, value in training.model.named_parameters() if not torch.equal(value, before[name])}
+    assert any(name.startswith("encoder.layers.1.") for name in moved)
+    read = ("encoder.embed", "encoder.layernorm_embedding", "encoder.layers.0.")
+    assert any(name.startswith(read) for name in moved) == (holds == "no")
+
+
+def sample_source(sample):
+    return {"src_tokens": sample["net_input"]["src_tokens"]}

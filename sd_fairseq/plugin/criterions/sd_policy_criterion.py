@@ -6,8 +6,9 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Dict, List, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.criterions import register_criterion
@@ -20,6 +21,7 @@ from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_par
 from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.distillation import Distiller
+from sd_fairseq.plugin.criterions.estimators import salt
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import (
     SDPolicyCriterionConfig,
@@ -156,10 +158,16 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         if str(self.cfg.sd_flops_average) == "corpus" and self.settings.mean_dense_flops is None:
             about = self.settings.definition, evaluator.shape, evaluator.model.space, self.settings.beam
             self.settings = replace(self.settings, mean_dense_flops=mean_dense_flops(self.task, *about))
+        budgets = getattr(evaluator.model.encoder.policy, "budgets", None)
+        if budgets is not None:
+            if self.settings.flops_budget is None:
+                raise InputError(f"--sd-budget-range needs --sd-mode budget, found {self.cfg.sd_mode}")
+            self.settings = replace(self.settings, flops_budget=budgets.at(self.update))
         quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
         temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
-        step = policy_step(evaluator, replace(self.settings, temperature=temperature), self.update, measure)
+        with serving(evaluator, self.settings.flops_budget):
+            step = policy_step(evaluator, replace(self.settings, temperature=temperature), self.update, measure)
         finite = self.check_finite(step.trained.loss, "sampled")
         finite = finite and self.check_finite(step.sums.flatten().sum(), "deployed or the dense")
         if finite:
@@ -175,6 +183,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             sd_violation=learner.violation.clone(),
             sd_policy_batches=1,
         )
+        if hasattr(evaluator.model.encoder.policy, "budget"):
+            figures.update(sd_budget=torch.tensor(self.settings.flops_budget) * step.lengths.source.numel())
         if step.dense is not None:
             dense = step.dense.per_example.sum()  # unlike the other two of a training, without dropout
             figures.update(sd_quality_dense_dropout_off=dense, sd_dense=step.lengths.source.numel())
@@ -182,12 +192,25 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Trains the backbone on the mode path."""
-        trained, extra = evaluator.run(PathRequest("mode"))
+        budgets = self.draw_budgets(evaluator)
+        with serving(evaluator, budgets):
+            trained, extra = evaluator.run(PathRequest("mode"))
         self.check_finite(trained.loss, "deployed")
         lengths = evaluator.lengths(self.settings.beam)
-        return trained, describe_path(
+        figures = describe_path(
             evaluator.model.space, evaluator.shape, extra["decisions"], lengths, trained.per_example
         )
+        if budgets is not None:
+            figures.update(sd_budget=budgets.sum())
+        return trained, figures
+
+    def draw_budgets(self, evaluator: Evaluator) -> Optional[Tensor]:
+        """Draws a budget for each document, float32 [B], where a fixed policy serves a range; else None."""
+        budgets = getattr(evaluator.model.encoder.policy, "budgets", None)
+        if budgets is None:
+            return None
+        noise = salt(self.settings.seed, self.update)
+        return budgets.spread(Noise.for_examples(evaluator.sample["id"], noise, evaluator.model.space))
 
     def validate(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Scores the deployed path (the reported loss), a sampled one and the dense one; dropout is off."""
@@ -271,6 +294,12 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """All figures are sums."""
         return True
+
+
+def serving(evaluator: Evaluator, budgets: Union[float, Tensor, None]) -> ContextManager:
+    """Lets a policy for a range of budgets serve these in the block; any other policy is left alone."""
+    policy = evaluator.model.encoder.policy
+    return nullcontext() if getattr(policy, "budgets", None) is None else policy.serving(budgets)
 
 
 def count_nothing(figures: Dict[str, Any]) -> Dict[str, Any]:

@@ -49,6 +49,28 @@ def read_path(text: str) -> Dict[str, Any]:
     raise InputError(f"--sd-path {text!r}: expected one of {VALID_PATHS}")
 
 
+def choose_budget(cfg: Any, budget: Optional[float], path: Optional[str]) -> None:
+    """Sets the FLOPs budget that a policy for a range of budgets serves.
+
+    Args:
+        cfg: the options of a model that is about to be built; changed in place.
+        budget: ``--sd-flops-budget`` or None.
+        path: ``--sd-path`` or None.
+
+    Raises:
+        InputError: a path is given too, or the checkpoint is none of a switchable model. The policy's range is looked
+            at when the model is built.
+    """
+    if budget is None:
+        return
+    if path is not None:
+        raise InputError(f"--sd-flops-budget {budget:g} is for the checkpoint's policy, found --sd-path {path}")
+    name = str(getattr(cfg, "_name", None) or getattr(cfg, "arch", None))
+    if not name.startswith("switchable_"):
+        raise InputError(f"--sd-flops-budget {budget:g} needs a checkpoint of a switchable model, found {name}")
+    _set(cfg, {"sd_served_budget": float(budget)})
+
+
 def choose_model(cfg: Any, path: Optional[str], fast: bool) -> None:
     """Lets generation build a switchable model from a plain BART's options, and sets who decides.
 

@@ -21,6 +21,7 @@ POSITIONS = ("max_source_positions", "max_target_positions")
 DECISIONS = (
     *("sd_space", "sd_first_encoder_layer", "sd_first_decoder_layer", "sd_always_run_attention"),
     *("sd_cross_attention_apart", "sd_token_strategies", "sd_policy_hidden_size", "sd_policy_input"),
+    "sd_budget_range",
     "sd_skip_keeps_layer_norm",
 )
 

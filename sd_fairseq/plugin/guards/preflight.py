@@ -50,6 +50,11 @@ def check_command_line(argv: Sequence[str]) -> None:
     check_precision(command, options)
     if command in ("generate", "interactive", "validate") and "sd_token_strategies" in typed_names(argv):
         raise InputError("--sd-token-strategies belongs to training: a checkpoint brings its own; leave it out")
+    if command == "validate" and "sd_flops_budget" in typed_names(argv):
+        raise InputError(
+            "fairseq-validate takes the checkpoint's task and would ignore --sd-flops-budget; "
+            "use --model-overrides \"{'sd_served_budget': 0.6}\""
+        )
     if command == "generate":
         _check_shards(options)
     else:

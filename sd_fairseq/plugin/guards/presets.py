@@ -18,6 +18,7 @@ from sd_fairseq.plugin.guards.errors import InputError
 PRESETS = ("recommended", "paper")
 POLICY_SHARE = 0.25  # of --max-update, before the policy is frozen
 LEAST_POLICY_UPDATES = 300  # learned policies settled within these, whatever came after
+RANGE_FACTOR = 2  # a policy for a range of budgets learns for so many times as long
 SELF_TEACHER = "self"  # the model's own dense path
 
 _PAPER = {
@@ -54,6 +55,7 @@ MODEL_VALUES = {
 # option -> modes in which it has an effect
 _MODES_OF = {
     "sd_flops_budget": ("budget",),
+    "sd_budget_range": ("budget",),
     "sd_tolerance": ("constrained", "barrier", "as-printed"),
     "sd_fixed_weight": ("fixed",),
     "sd_beta": ("lexicographic", "barrier"),
@@ -67,6 +69,7 @@ _MODES_OF = {
 # option -> the option that it belongs to, and that one's values
 _BELONGS_TO = {
     "sd_samples": ("sd_estimator", ("leave-one-out",)),
+    "sd_hold_policy_input": ("sd_policy", ("network",)),
     "sd_random_keep": ("sd_policy", ("random",)),
     "sd_random_seed": ("sd_policy", ("random",)),
     "sd_static_path": ("sd_policy", ("static",)),
@@ -86,12 +89,14 @@ class Run:
         base: checkpoint that training starts from (``--finetune-from-model``), or None.
         policy: ``--sd-policy``.
         trains: False = the command only evaluates.
+        serves_range: the policy is for a range of budgets.
     """
 
     max_update: int = 0
     base: Optional[str] = None
     policy: str = "network"
     trains: bool = True
+    serves_range: bool = False
 
     @classmethod
     def of(cls, options: Any) -> "Run":
@@ -100,6 +105,7 @@ class Run:
             int(getattr(options, "max_update", 0) or 0) or hydra_updates(sys.argv),
             getattr(options, "finetune_from_model", None) or None,
             getattr(options, "sd_policy", None) or "network",
+            serves_range=bool(getattr(options, "sd_budget_range", None)),
         )
 
     @property
@@ -181,7 +187,8 @@ def policy_updates(run: Run) -> int:
             f"--sd-preset recommended freezes the policy after {POLICY_SHARE:g} of --max-update, found none; give "
             "--max-update, or --sd-policy-freeze-update"
         )
-    return max(LEAST_POLICY_UPDATES, int(run.max_update * POLICY_SHARE))
+    factor = RANGE_FACTOR if run.serves_range else 1
+    return factor * max(LEAST_POLICY_UPDATES, int(run.max_update * POLICY_SHARE))
 
 
 def check_preset(name: Any) -> None:

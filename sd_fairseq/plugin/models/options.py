@@ -8,6 +8,7 @@ from typing import Any, Optional
 from torch import nn
 
 from sd_fairseq.cost.path_flops import ModelShape
+from sd_fairseq.decision.budgets import KNOTS, BudgetRange
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
 from sd_fairseq.decision.policy import INPUTS, LayerwisePolicyNetwork, PolicyNetwork, input_width
@@ -25,6 +26,7 @@ DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_policy": "network",
     "sd_policy_hidden_size": 0,
     "sd_policy_input": "state",
+    "sd_budget_range": "",
     "sd_initial_path": "",
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,
@@ -67,6 +69,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=INPUTS,
         help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
         "source tokens, too) or length (a control: none of the text)",
+    )
+    add(
+        "--sd-budget-range",
+        metavar="LOW,HIGH",
+        help="train one policy for every FLOPs budget from LOW to HIGH, such as 0.5,0.8; which one a generation has is "
+        "its --sd-flops-budget",
     )
     text = "keep-probability of a fresh policy, in (0.5, 1) [0.85 | 0.95]"
     add("--sd-initial-keep", type=float, metavar="P", help=text)
@@ -133,6 +141,7 @@ def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
         path = parse_path(args.sd_static_path or "", space, "--sd-static-path")
         return StaticPolicy(path_decisions(path, space, 1))
     try:
+        check_served_budget(args)
         if args.sd_policy == "dense":
             return None
         if args.sd_policy == "random":
@@ -142,9 +151,54 @@ def build_policy(args: Any, space: DecisionSpace) -> Optional[nn.Module]:
             raise ValueError(f"policy {args.sd_policy!r} is not one of {', '.join(POLICIES)}")
         start = initial_path(args, space)
         about = args.sd_policy_hidden_size, args.sd_initial_keep, start, args.sd_policy_input
-        return network(args.encoder_embed_dim, space, *about)
+        budgets = budget_range(args)
+        if budgets is None:
+            return network(args.encoder_embed_dim, space, *about)
+        if network is not PolicyNetwork:
+            raise ValueError(f"--sd-budget-range needs --sd-policy network, found {args.sd_policy}")
+        policy = PolicyNetwork(args.encoder_embed_dim, space, *about, budgets)
+        policy.budget.fill_(served_budget(args, budgets))
+        return policy
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def budget_range(args: Any) -> Optional[BudgetRange]:
+    """Returns the budgets that a policy is for; None = it has learned one.
+
+    Raises:
+        ValueError: no range.
+    """
+    text = getattr(args, "sd_budget_range", None)
+    return BudgetRange.parse(text) if text else None
+
+
+def check_served_budget(args: Any) -> None:
+    """Refuses a budget that is asked of a model that has only one.
+
+    Raises:
+        ValueError: naming it.
+    """
+    asked = getattr(args, "sd_served_budget", None)
+    if asked is not None and (budget_range(args) is None or args.sd_policy != "network"):
+        raise ValueError(
+            f"--sd-flops-budget {asked:g} needs a policy that was trained with --sd-budget-range; this one has one "
+            "budget, the one that it learned"
+        )
+
+
+def served_budget(args: Any, budgets: BudgetRange) -> float:
+    """Returns the budget that a model serves: a generation's, else the training's, else the range's default.
+
+    Raises:
+        ValueError: one outside the range.
+    """
+    for name in ("sd_served_budget", "sd_flops_budget"):
+        given = getattr(args, name, None)
+        if given is not None:
+            budgets.check(float(given), "--sd-flops-budget")
+            return float(given)
+    return budgets.default
 
 
 def initial_path(args: Any, space: DecisionSpace) -> Optional[Decisions]:
@@ -192,4 +246,5 @@ def model_shape(args: Any, vocabulary: int, policy: Optional[nn.Module]) -> Mode
         policy_hidden=getattr(args, "sd_policy_hidden_size", 0) or args.encoder_embed_dim,
         policy_networks=networks,
         policy_input=input_width(getattr(args, "sd_policy_input", "state"), args.encoder_embed_dim),
+        policy_heads=KNOTS if getattr(args, "sd_budget_range", None) else 1,
     )

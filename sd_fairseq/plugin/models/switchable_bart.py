@@ -96,7 +96,8 @@ class SwitchableBARTModel(BARTModel):
             checkpoint_file: file in it.
             data_name_or_path: folder of the dictionaries; starting with ".", relative to the first.
             bpe: as fairseq's.
-            kwargs: options to override, such as ``sd_policy="dense"``.
+            kwargs: options to override, such as ``sd_policy="dense"``; of a policy for a range of budgets also
+                ``sd_flops_budget``.
 
         Raises:
             InputError: a checkpoint that cannot be loaded, or of another kind of model.
@@ -104,6 +105,8 @@ class SwitchableBARTModel(BARTModel):
         folder = load_archive_file(model_name_or_path)
         path = os.path.join(str(folder or model_name_or_path), checkpoint_file)
         check_checkpoint(path, "checkpoint")
+        if "sd_flops_budget" in kwargs:  # the training's own stands under that name
+            kwargs["sd_served_budget"] = kwargs.pop("sd_flops_budget")
         overrides = {**switchable_overrides(path), **kwargs}
         hub = super().from_pretrained(str(folder), checkpoint_file, data_name_or_path, bpe, **overrides)
         if not isinstance(hub.model, cls):
@@ -229,12 +232,13 @@ class SwitchableBARTModel(BARTModel):
                     "--sd-token-strategies"
                 )
             anew = key.startswith("policy_learner.") and getattr(self.args, "sd_fresh_learner", False)
-            if found is None or anew:
+            asked = key == "encoder.policy.budget" and getattr(self.args, "sd_served_budget", None) is not None
+            if found is None or anew or asked:
                 state_dict[prefix + key] = value.clone()
         for key in [k for k in state_dict if k.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
             if key[len(prefix) :] not in own:
                 del state_dict[key]  # another kind of policy (random, dense) takes its place
-        if any(key.startswith("encoder.policy.") for key in missing):
+        if any(key.startswith("encoder.policy.") and not key.endswith(".shift") for key in missing):
             logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
 
     def max_decoder_positions(self) -> int:

@@ -243,6 +243,8 @@ class Decider:
             return
         state = masked_mean(x, self.padding_mask if padding_mask is None else padding_mask)
         state = policy_input(self.policy.inputs, state, (~self.padding_mask).sum(dim=1))  # type: ignore[union-attr, arg-type]
+        if hasattr(self.policy, "with_budget"):
+            state = self.policy.with_budget(state)
         self.states.append(state)
         if self.path.decisions is not None or self.path.kind == "dense":
             return

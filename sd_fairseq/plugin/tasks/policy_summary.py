@@ -44,7 +44,7 @@ class RecentPaths:
     def add(self, logging_outputs: List[Dict[str, Any]]) -> None:
         """Takes one update's figures, of all workers and micro-batches."""
         sites = [f"sd_skip_{site}" for site in ("token", *SITES)]
-        names = ("sd_examples", "sd_batches", "sd_distinct_paths", "sd_flops_generation", *sites)
+        names = ("sd_examples", "sd_batches", "sd_distinct_paths", "sd_flops_generation", "sd_budget", *sites)
         sums = {name: sum(float(output.get(name, 0)) for output in logging_outputs) for name in names}
         if sums["sd_examples"]:
             self.updates.append(sums)
@@ -136,10 +136,11 @@ class PolicySummary:
     def judge(self, flops: float) -> "tuple[str, str]":
         """Returns what was aimed at, in words, and how it was missed ("" = it was not)."""
         if str(self.cfg.sd_mode) == "budget":
-            budget = self.cfg.sd_flops_budget
-            off = flops - budget
+            drawn = self.recent.mean("sd_budget")  # of a range; 0 where there is none
+            off = flops - (drawn or self.cfg.sd_flops_budget)
             missed = f"the budget is missed by {off:+.3f}" if abs(off) > MISSED_BY else ""
-            return f" (budget {budget:g})", missed
+            aim = f"budgets {drawn:.3f} on average" if drawn else f"budget {self.cfg.sd_flops_budget:g}"
+            return f" ({aim})", missed
         if str(self.cfg.sd_mode) in ("constrained", "barrier", "as-printed") and self.violation is not None:
             tolerance, violation = self.cfg.sd_tolerance, self.violation
             missed = f"the tolerance is exceeded by {violation:.3f} nats" if violation > MISSED_BY else ""

@@ -15,7 +15,7 @@ from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.decision.token_strategies import count_kept_tokens
-from sd_fairseq.plugin.generation.choose_path import choose_model
+from sd_fairseq.plugin.generation.choose_path import choose_budget, choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.positions import take_positions
 from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
@@ -61,8 +61,10 @@ class SwitchableTaskMixin:
         if not from_checkpoint:
             self.model_values = prepare_training(cfg)
             self.run_options = Run.of(cfg)
+        path = getattr(self.cfg, "sd_path", None)  # type: ignore[attr-defined]
         if self._generates():
-            choose_model(cfg, getattr(self.cfg, "sd_path", None), self._wants_fast())  # type: ignore[attr-defined]
+            choose_budget(cfg, getattr(self.cfg, "sd_flops_budget", None), path)  # type: ignore[attr-defined]
+            choose_model(cfg, path, self._wants_fast())
         model = super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
         if self._generates() or not from_checkpoint:
             take_positions(self.cfg, model)  # type: ignore[attr-defined]

@@ -40,6 +40,13 @@ class SwitchableTranslationConfig(TranslationConfig):
         default=None,
         metadata={"help": f"who decides in a generation, in place of the checkpoint's policy: {VALID_PATHS}"},
     )
+    sd_flops_budget: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "share of the dense FLOPs that a generation may cost, of a checkpoint that was trained for a range "
+            "(--sd-budget-range)"
+        },
+    )
     sd_generator: ChoiceEnum(GENERATORS) = field(
         default="fast",
         metadata={
