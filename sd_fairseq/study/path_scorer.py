@@ -43,10 +43,11 @@ class Scorer:
         batches: fairseq's batches.
         padding: index of the padding symbol.
         beam: beam size that FLOPs are counted for.
+        task: fairseq's, where something is generated.
     """
 
-    def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int):
-        self.model, self.batches, self.padding, self.beam = model, batches, padding, beam
+    def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int, task: Any = None):
+        self.model, self.batches, self.padding, self.beam, self.task = model, batches, padding, beam, task
         self.known: Dict[Key, Scores] = {}
 
     def score(self, key: Key) -> Scores:
@@ -240,4 +241,4 @@ def load(args: Any) -> Scorer:
         sizes = itertools.accumulate(batch["target"].size(0) for batch in batches)
         batches = batches[: 1 + sum(size < args.examples for size in sizes) if args.examples else None]
     batches = [utils.move_to_cuda(batch) for batch in batches] if args.cuda else batches
-    return Scorer(model, batches, task.target_dictionary.pad(), args.beam)
+    return Scorer(model, batches, task.target_dictionary.pad(), args.beam, task)

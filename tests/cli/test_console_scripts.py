@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
     path.stem for path in (ROOT / "sd_fairseq" / "commands").glob("*.py") if path.stem not in ("__init__", "shared")
 )
-EXPECTED = """answer check classify explain_paths export fit match_random measure_noise options report rouge
+EXPECTED = """answer calibrate check classify explain_paths export fit match_random measure_noise options report rouge
 search_paths squad_score""".split()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

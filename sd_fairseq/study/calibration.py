@@ -1,0 +1,176 @@
+"""How little a trained policy may run so that its loss against the dense path stays below a bound, with confidence.
+
+What is tuned is one number: the budget of a policy that serves a range, or else a shift of every logit that keeps
+(``PolicyNetwork.shift``), 0 being the policy as it was trained. The numbers to choose from are given before any loss is
+seen, from the dearest to the cheapest; :mod:`~sd_fairseq.evaluation.risk_control` says which of them may be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils, utils
+from torch import Tensor
+from tqdm import tqdm
+
+from sd_fairseq.decision.policy import PolicyNetwork
+from sd_fairseq.evaluation.generated_scores import Scoring
+from sd_fairseq.evaluation.risk_control import TESTS, last_that_passes
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.study.constraint_check import dense_loss
+from sd_fairseq.study.path_scorer import Scorer
+from sd_fairseq.whole_files import whole
+
+SHIFTS = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -4.0)
+BUDGETS = 13  # candidates of a range
+
+
+class Measured(NamedTuple):
+    """What a setting costs.
+
+    Args:
+        value: budget or shift.
+        losses: float64 [N] against the dense path: nats a token, or ROUGE-L points lost.
+        flops: mean relative FLOPs.
+    """
+
+    value: float
+    losses: np.ndarray
+    flops: float
+
+
+def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
+    """Returns which of a policy's numbers is tuned, and what it may be, from the dearest to the cheapest.
+
+    Raises:
+        InputError: nothing that could be tuned.
+    """
+    if not isinstance(policy, PolicyNetwork):
+        kind = "no policy" if policy is None else f"a {type(policy).__name__}"
+        raise InputError(f"sd-calibrate tunes a trained policy network (--sd-policy network), found {kind}")
+    if policy.budgets is None:
+        return "shift", list(SHIFTS)
+    low, high = policy.budgets
+    return "budget", [high + (low - high) * place / (BUDGETS - 1) for place in range(BUDGETS)]
+
+
+class NatsRisk:
+    """Mean token NLL on the deployed path minus the dense path's, teacher-forced.
+
+    Args:
+        scorer: of the model and the pairs.
+    """
+
+    unit = "nats a token"
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+        self.dense = dense_loss(scorer)
+
+    def measure(self) -> Tuple[np.ndarray, float]:
+        """Returns the losses [N] and the mean relative FLOPs of the policy as it is set now."""
+        scores, _ = self.scorer.score_policy()
+        return (scores.loss - self.dense).numpy(), float(scores.flops.mean())
+
+
+class RougeRisk:
+    """ROUGE-L points that a document's summary loses against the dense path's.
+
+    Args:
+        scorer: of the model and the pairs, with the task.
+        args: beam, lenpen, max_len_a, max_len_b, no_repeat_ngram_size, post_process.
+    """
+
+    unit = "ROUGE-L points"
+
+    def __init__(self, scorer: Scorer, args: argparse.Namespace):
+        self.scorer, self.task, self.args = scorer, scorer.task, args
+        self.references = [text for batch in scorer.batches for text in self._references(batch)]
+        encoder = scorer.model.encoder
+        policy, encoder.policy = encoder.policy, None
+        try:
+            self.dense = self._rouge()
+        finally:
+            encoder.policy = policy
+
+    def measure(self) -> Tuple[np.ndarray, float]:
+        """Returns the losses [N] and the mean relative FLOPs (of the references' lengths)."""
+        scores, _ = self.scorer.score_policy()
+        return self.dense - self._rouge(), float(scores.flops.mean())
+
+    def _rouge(self) -> np.ndarray:
+        task, models = self.task, [self.scorer.model]
+        generator = task.build_generator(models, self.args)
+        strip = getattr(generator, "symbols_to_strip_from_output", {generator.eos})
+        texts = []
+        for batch in tqdm(self.scorer.batches, desc="generating", leave=False, disable=None):
+            for best in (group[0] for group in task.inference_step(generator, models, batch)):
+                tokens = best["tokens"].int().cpu()
+                words = task.target_dictionary.string(tokens, self.args.post_process, extra_symbols_to_ignore=strip)
+                texts.append(words)
+        scoring = Scoring.load()
+        sides = ([scoring.prepare(text) for text in side] for side in (texts, self.references))
+        return 100 * scoring.by_document(*sides)
+
+    def _references(self, batch: Dict[str, Any]) -> List[str]:
+        dictionary = self.task.target_dictionary
+        rows = [utils.strip_pad(row, dictionary.pad()).int().cpu() for row in batch["target"]]
+        return [dictionary.string(row, self.args.post_process, escape_unk=True) for row in rows]
+
+
+def measure_all(policy: PolicyNetwork, name: str, values: Sequence[float], risk: Any) -> List[Measured]:
+    """Measures every setting; the policy is left as it was.
+
+    Args:
+        policy: of the model.
+        name: of the buffer that is set.
+        values: its settings.
+        risk: :class:`NatsRisk` or :class:`RougeRisk`.
+    """
+    buffer: Tensor = getattr(policy, name)
+    before, found = buffer.clone(), []
+    try:
+        for value in tqdm(values, desc=name, leave=False, disable=None):
+            buffer.fill_(value)
+            found.append(Measured(value, *risk.measure()))
+    finally:
+        buffer.copy_(before)
+    return found
+
+
+def choose(
+    measured: Sequence[Measured], bound: float, confidence: float, test: str
+) -> Tuple[Optional[int], List[float]]:
+    """Returns the place of the setting to use, None = none keeps the bound, and all p-values.
+
+    Args:
+        measured: from the dearest to the cheapest setting.
+        bound: largest mean loss, in the losses' units.
+        confidence: in (0, 1).
+        test: a key of :data:`~sd_fairseq.evaluation.risk_control.TESTS`.
+    """
+    p_values = []
+    for one in measured:
+        losses, limit = one.losses, bound
+        if test == "hoeffding-bentkus":  # points lost are in -100..100
+            losses, limit = (losses / 100 + 1) / 2, (bound / 100 + 1) / 2
+        p_values.append(TESTS[test](losses, limit))
+    return last_that_passes(p_values, confidence), p_values
+
+
+def write_calibrated(path: str, output: str, name: str, value: float, report: Dict[str, Any]) -> None:
+    """Writes a copy of a checkpoint in which the policy is set; how stands beside it under ``sd_calibration``.
+
+    Args:
+        path, output: checkpoints.
+        name, value: buffer of the policy, and what it becomes.
+        report: plain values.
+    """
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    state["model"][f"encoder.policy.{name}"] = torch.tensor(value)
+    state["sd_calibration"] = report
+    with whole(output) as part:
+        torch.save(state, part)

@@ -1,0 +1,54 @@
+"""Learn then test: a bound that is said to hold with some confidence is broken no more often than that allows."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from sd_fairseq.evaluation.risk_control import hoeffding_bentkus, last_that_passes, t_test
+
+REPETITIONS, PAIRS, CONFIDENCE = 200, 400, 0.95
+RISKS = np.linspace(0.0, 0.12, 13)  # true ones, from the dearest to the cheapest setting
+BOUND = 0.052  # between two of them
+
+
+def draw(generator, bounded):
+    """Losses [settings, pairs] of the true risks: as skewed as losses of documents are, or in 0..1."""
+    if bounded:
+        return (generator.random((len(RISKS), PAIRS)) < RISKS[:, None]).astype(float)
+    noise = generator.standard_exponential((len(RISKS), PAIRS)) - 1
+    return RISKS[:, None] + 0.25 * noise
+
+
+@pytest.mark.parametrize(("test", "bounded"), [(t_test, False), (t_test, True), (hoeffding_bentkus, True)])
+def test_the_bound_is_broken_no_more_often_than_the_confidence_allows(test, bounded):
+    generator = np.random.default_rng(5)
+    broken, chosen = 0, []
+    for _ in range(REPETITIONS):
+        passed = last_that_passes([test(losses, BOUND) for losses in draw(generator, bounded)], CONFIDENCE)
+        chosen.append(-1 if passed is None else passed)
+        broken += passed is not None and RISKS[passed] > BOUND
+    allowed = 1 - CONFIDENCE
+    assert broken / REPETITIONS <= allowed + 3 * (allowed * CONFIDENCE / REPETITIONS) ** 0.5
+    assert np.median(chosen) >= 1  # and it does save something
+
+
+def test_a_setting_behind_one_that_fails_is_not_used_however_good_it_looks():
+    assert last_that_passes([0.01, 0.2, 0.0, 0.0], 0.95) == 0
+    assert last_that_passes([0.2, 0.0], 0.95) is None
+    assert last_that_passes([0.01, 0.05], 0.95) == 1
+    assert last_that_passes([float("nan"), 0.0], 0.95) is None
+
+
+def test_losses_without_any_spread_are_compared_with_the_bound_itself():
+    assert t_test(np.zeros(10), 0.05) == 0.0 and t_test(np.full(10, 0.05), 0.05) == 1.0
+
+
+def test_hoeffding_bentkus_is_valid_for_few_pairs_where_students_t_is_not():
+    """Rare large losses that a small sample seldom holds."""
+    generator = np.random.default_rng(1)
+    samples = (generator.random((2000, 30)) < 0.05).astype(float)
+    refused = [hoeffding_bentkus(losses, 0.0499) <= 0.05 for losses in samples]
+    assert np.mean(refused) <= 0.05
+    with pytest.raises(ValueError, match=r"not in 0\.\.1"):
+        hoeffding_bentkus(np.array([0.5, 1.5]), 0.1)
