@@ -116,3 +116,34 @@ def test_an_impossible_option_is_one_line(options, named):
     with pytest.raises(InputError) as caught:
         build_criterion(build_task(), **options)
     assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_dense_path_runs_once_an_update_for_teacher_and_constraint(monkeypatch):
+    """And gives what two passes would: the deployed-phase, an update that does not measure, and none without need."""
+    counted = []
+    forward = Evaluator.forward
+
+    def count(self, model, **more):
+        dense = more.get("path", PathRequest()).kind == "dense"
+        counted.append(dense and not model.training)
+        return forward(self, model, **more)
+
+    monkeypatch.setattr(Evaluator, "forward", count)
+    dense_passes = []
+    for teacher, interval in (("self", 1), ("self", 2), (None, 1)):
+        options = {"sd_distillation": 0.5, "sd_teacher": teacher} if teacher else {}
+        training = build_training(sd_constraint_interval=interval, sd_tolerance=0.1, **options)
+        for update in (0, 1):
+            counted.clear()
+            (logged,) = training.update(build_samples(), update)
+            dense_passes.append(sum(counted))
+        if interval == 1:
+            with torch.no_grad():
+                training.model.eval()
+                (sample,) = build_samples()
+                evaluator = Evaluator(training.model, sample, 1, 0.0)
+                evaluator.dense_dropout_off()
+                again, _ = evaluator.score(PathRequest("dense"))
+            assert torch.equal(evaluator.quality(evaluator.dense_dropout_off()).per_example, again.per_example)
+            assert "sd_quality_dense_dropout_off" in logged
+    assert dense_passes == [1, 1, 1, 1, 1, 1]

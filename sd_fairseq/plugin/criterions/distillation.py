@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.guards.presets import SELF_TEACHER
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 
 class Distiller:
@@ -52,7 +51,7 @@ class Distiller:
     def teach(self, evaluator: Any) -> Any:
         """Returns the teacher's output for the batch, dropout off; call it without gradients."""
         if self.teacher is None:
-            return evaluator.forward_dropout_off(PathRequest("dense"))
+            return evaluator.dense_dropout_off()
         parameter = next(evaluator.model.parameters())
         self.teacher.to(device=parameter.device, dtype=parameter.dtype)
         return evaluator.forward(self.teacher)

@@ -102,6 +102,7 @@ class Evaluator:
     """
 
     distiller: Optional[Distiller] = None
+    _dense: Optional[Tuple] = None
 
     def __init__(self, model: Any, sample: Dict[str, Any], padding: int, smoothing: float):
         self.model, self.sample, self.padding, self.smoothing = model, sample, padding, smoothing
@@ -114,6 +115,16 @@ class Evaluator:
         """Runs one path with dropout off."""
         with dropout_off(self.model):
             return self.forward(self.model, path=path)
+
+    def dense_dropout_off(self) -> Tuple:
+        """Returns what the dense path gives, dropout off, without gradients: once a batch, whoever asks.
+
+        It is the constraint's reference and, where the model teaches itself, the teacher.
+        """
+        if self._dense is None:
+            with torch.no_grad():
+                self._dense = self.forward_dropout_off(PathRequest("dense"))
+        return self._dense
 
     def run(self, path: PathRequest) -> Tuple[Quality, Dict[str, Any]]:
         """Runs one path with gradients; returns its quality and the model's ``extra``."""
@@ -252,7 +263,8 @@ def measure_with_dropout_off(evaluator: Evaluator, temperature: float, noise: No
     kind = PathRequest("sharpened", temperature=temperature, noise=noise) if temperature > 0 else PathRequest("mode")
     with dropout_off(evaluator.model):
         constrained, _ = evaluator.score(kind)
-        dense, _ = evaluator.score(PathRequest("dense"))
+    with torch.no_grad():
+        dense = evaluator.quality(evaluator.dense_dropout_off())
     return constrained, dense
 
 
