@@ -107,6 +107,8 @@ def test_killed_five_times_a_training_ends_where_an_unbroken_one_ends(data, unbr
     print(f"killed at updates, with unfinished files: {kills}")
     run("train", training(data, tmp_path), log, dump=tmp_path / "end")
     assert read(log).count("Loaded checkpoint") == KILLS
+    model = load(unbroken / "checkpoint_last.pt")["model"]
+    assert float(model["policy_learner.products_updates"]) > 20  # the multiplier's averages are among what is compared
     assert not differences(lasting(unbroken), lasting(tmp_path))
 
 
