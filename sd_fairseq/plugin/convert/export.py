@@ -30,7 +30,7 @@ from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_f
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.whole_files import check_places, whole
+from sd_fairseq.whole_files import check_places, write_with
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
 SITE_OF_MODULE = {
@@ -201,19 +201,6 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def write_checkpoint(path: str, checkpoint: Dict[str, Any]) -> None:
-    """Writes beside the place and renames, so that the file is whole or absent.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        with whole(path) as part:
-            torch.save(checkpoint, part)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
-        raise InputError(f"cannot write {path}: {error}") from error
-
-
 def choose_path(source: Switchable, wanted: str, trace: Optional[str]) -> Path:
     """Reads ``--path``.
 
@@ -242,7 +229,7 @@ def export(options: argparse.Namespace) -> List[str]:
     wanted = choose_path(source, options.path, options.trace)
     path = nearest_path(wanted, source.space, source.norms) if options.nearest else wanted
     checkpoint = freeze(source, path)
-    write_checkpoint(options.output, checkpoint)
+    write_with(options.output, lambda stream: torch.save(checkpoint, stream))
     args, weights = checkpoint["args"], checkpoint["model"]
     before = sum(value.numel() for key, value in source.weights.items() if not key.startswith(POLICY_KEYS))
     after = sum(value.numel() for value in weights.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any, Dict, List, Sequence
 
@@ -18,7 +17,7 @@ from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch
-from sd_fairseq.whole_files import write_text
+from sd_fairseq.whole_files import write_json
 
 
 def load_hub(options: argparse.Namespace, bpe_options: Dict[str, str]) -> SwitchableHubInterface:
@@ -78,19 +77,7 @@ def summarise_paths(traces: Sequence[TraceRecord]) -> Dict[str, Any]:
     return {name: getattr(report, name) for name in names.split()}
 
 
-def write_whole(path: str, text: str) -> None:
-    """Writes beside the place and renames, so that the file is whole or absent.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
 def write_summary(options: argparse.Namespace, summary: Dict[str, Any]) -> None:
     """Writes ``--summary``, if it is wanted."""
     if options.summary:
-        write_whole(options.summary, json.dumps(summary, indent=1) + "\n")
+        write_json(options.summary, summary)

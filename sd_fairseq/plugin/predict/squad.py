@@ -25,7 +25,6 @@ from sd_fairseq.plugin.predict.shared import (
     load_hub,
     summarise_paths,
     write_summary,
-    write_whole,
 )
 from sd_fairseq.plugin.squad.answers import (
     Span,
@@ -40,7 +39,7 @@ from sd_fairseq.plugin.squad.offsets import bpe_options
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
-from sd_fairseq.whole_files import check_places
+from sd_fairseq.whole_files import check_places, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +216,7 @@ def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
         options: of ``sd-answer``.
 
     Raises:
-        InputError, SquadError: naming the option or the place in a file.
+        InputError: naming the option or the place in a file.
     """
     check_options(options)
     outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
@@ -229,6 +228,6 @@ def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
     replies = load_predictor(options).predict(questions, options.batch_size)
     summary = summarise(replies, threshold)
     for path, text in render_files(replies, threshold, options).items():
-        write_whole(path, text)
+        write_text(path, text)
     write_summary(options, summary)
     return summary

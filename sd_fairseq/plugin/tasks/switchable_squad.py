@@ -16,7 +16,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
-from sd_fairseq.evaluation.squad_data import Question, SquadError, read_questions
+from sd_fairseq.evaluation.squad_data import Question, read_questions
 from sd_fairseq.plugin.criterions.span_evaluator import SpanEvaluator
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.span_head import register_span_head
@@ -111,10 +111,7 @@ class SwitchableSquadTask(SwitchableTaskMixin, FairseqTask):
         found = [path for path in paths if os.path.isfile(path)]
         if not found:
             raise InputError(f"{paths[0]}: no such file, plain or .gz")
-        try:
-            return read_questions(found[0])
-        except SquadError as error:
-            raise InputError(str(error)) from error
+        return read_questions(found[0])
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> WindowDataset:
         """Loads a split and cuts it into windows."""
