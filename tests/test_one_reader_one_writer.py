@@ -17,7 +17,7 @@ OF_MODULE = {
     "tempfile": {"NamedTemporaryFile", "TemporaryFile", "mkstemp"},
     "json": {"load", "dump"},
 }
-WITH_A_PATH = {"load": "torch numpy np", "save": "torch numpy np", "savefig": "figure plt"}  # a stream or a part is right
+WITH_A_PATH = {"load": "torch numpy np", "save": "torch numpy np", "savefig": "figure plt"}  # streams, parts are right
 # none of these is a user's file
 EXCEPTIONS = {
     "errors.py": {"os.open"},  # the null device

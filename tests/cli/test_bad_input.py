@@ -1,10 +1,16 @@
 """Bad input gets one clear line naming what was found, a non-zero exit, and leaves nothing half-written."""
 
+import importlib
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from traces import make_record
+
+from sd_fairseq.decision.trace import to_json_line
 
 BASE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--max-update", "1"]
 
@@ -50,6 +56,108 @@ def test_a_checkpoint_of_another_model(pipeline, tmp_path):
 def test_a_dictionary_that_does_not_match(pipeline, tmp_path):
     other = pipeline.binarise(tmp_path / "other", {"train": [("a b c", "a b")] * 4, "test": [("a b c", "a b")] * 4})
     check_refused(pipeline.generate(pipeline.switchable, check=False, data=other), "dictionary", "symbols")
+
+
+@pytest.fixture(scope="session")
+def foreign_data(pipeline, tmp_path_factory):
+    """Binarised data of another dictionary."""
+    return pipeline.binarise(tmp_path_factory.mktemp("foreign") / "x", {"train": [("a b c", "a b")] * 4})
+
+
+@pytest.mark.parametrize("kind", ["base", "switchable"])
+def test_a_teacher_of_another_dictionary(pipeline, foreign_data, tmp_path, kind):
+    teacher = getattr(pipeline, kind)
+    options = ["--sd-distillation", "0.5", "--sd-teacher", teacher, "--save-dir", tmp_path / "s"]
+    arguments = [foreign_data, *pipeline.task, *pipeline.training, *BASE, *options]
+    finished = pipeline.fairseq("train", *arguments, check=False)
+    check_refused(finished, f"--sd-teacher {teacher}", "dictionary of", "symbols, the data's has")
+    assert not (tmp_path / "s").exists() or not list((tmp_path / "s").iterdir())
+
+
+@pytest.mark.parametrize("what", ["the checkpoint", "the data"])
+def test_a_trace_over_an_input(pipeline, tmp_path, what):
+    checkpoint, place = tmp_path / "c.pt", pipeline.data / "test.source-target.source.bin"
+    checkpoint.write_bytes(pipeline.switchable.read_bytes())
+    place = checkpoint if what == "the checkpoint" else place
+    before = place.read_bytes()
+    os.link(str(place), str(tmp_path / "link"))
+    for name in (place, tmp_path / "link"):
+        check_refused(pipeline.generate(checkpoint, "--sd-trace", name, check=False), "--sd-trace", "same file as")
+    assert place.read_bytes() == before
+
+
+COMMANDS = {  # of a checkpoint; what else they need
+    "answer": "{squad} --path {path} --input {questions}",
+    "classify": "{glue} --path {path} --input {table}",
+    "match_random": "{data} --path {path} --trace {trace}",
+    "export": "{path} {out} --path dense",
+    "check": "{data} --path {path} --tolerance 1",
+    "search_paths": "{data} --path {path}",
+    "measure_noise": "{data} --path {path}",
+    "fit": "{data} --path {path} --flops 0.7",
+}
+
+
+def refuse(name, capsys, *needles, **places):
+    """Runs an sd-* command in this process and asserts one error line that holds all needles."""
+    words = [word.format(**places) for word in COMMANDS[name].split()]
+    assert importlib.import_module("sd_fairseq.commands." + name).main(words) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("sd_fairseq: error: ")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    for needle in needles:
+        assert needle in lines[0], lines[0]
+
+
+@pytest.fixture
+def places(pipeline, tmp_path):
+    """Small files that every command finds right."""
+    found = {"data": pipeline.data, "path": pipeline.switchable, "glue": tmp_path / "glue"}
+    found.update(squad=tmp_path / "squad", out=tmp_path / "OUT")
+    found["squad"].mkdir()
+    found["glue"].mkdir()
+    for name in ("encoder.json", "vocab.bpe"):
+        (found["squad"] / name).write_text("{}" if "json" in name else "#version")
+    prepared = {"columns": ["a"], "labels": ["x", "y"], "label_column": "label", "bpe": "sentencepiece"}
+    (tmp_path / "glue" / "prepared.json").write_text(json.dumps(prepared))
+    for name, text in {
+        "questions": '{"id": "1", "question": "what", "context": "a b c"}\n',
+        "table": "a\tlabel\nhey\tx\n",
+        "trace": to_json_line(make_record(0)) + "\n",
+    }.items():
+        found[name] = tmp_path / (name + {"questions": ".jsonl", "table": ".tsv", "trace": ".jsonl"}[name])
+        found[name].write_text(text)
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("damage", ["cut", "text", "folder", "absent"])
+def test_a_checkpoint_that_is_none_is_one_line_of_every_command(places, tmp_path, capsys, name, damage):
+    path = tmp_path / "broken.pt"
+    if damage == "cut":
+        path.write_bytes(places["path"].read_bytes()[:20000])
+    elif damage == "text":
+        path.write_text("{}")
+    elif damage == "folder":
+        path.mkdir()
+    refuse(name, capsys, "broken.pt", **{**places, "path": path})
+    assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize("name", ["answer", "classify"])
+def test_a_head_s_command_refuses_a_checkpoint_of_another_task(places, capsys, name):
+    refuse(name, capsys, "switchable_translation", "expected --task switchable_", **places)
+
+
+@pytest.mark.parametrize("name", [name for name, words in COMMANDS.items() if "{data}" in words or "{glue}" in words])
+@pytest.mark.parametrize("damage", ["file", "empty", "absent"])
+def test_a_folder_of_data_that_is_none_is_one_line_of_every_command(places, tmp_path, capsys, name, damage):
+    folder = tmp_path / "none"
+    if damage == "file":
+        folder.write_text("")
+    elif damage == "empty":
+        folder.mkdir()
+    refuse(name, capsys, "none", **{**places, "data": folder, "glue": folder})
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     data, predictions = tmp_path / "data.json.gz", tmp_path / "predictions.json"
     with gzip.open(str(data), "wt", encoding="utf-8") as text:
         json.dump(squad(), text)
-    for content, fault in (('{"7": 1}', "'7' has 1"), ('{"8": "x"}', "answers none of the questions"), ("[", "not valid JSON")):
+    faults = {'{"7": 1}': "'7' has 1", '{"8": "x"}': "answers none of the questions", "[": "not valid JSON"}
+    for content, fault in faults.items():
         predictions.write_text(content)
         assert main([str(data), str(predictions)]) == 1
         error = capsys.readouterr().err

@@ -24,12 +24,14 @@ class Inert(dict):
 
     Attributes:
         attributes: what the object would have held, such as the dictionary of a Namespace; None = nothing.
+        arguments: what it would have been made of, such as the storage, offset and size of a tensor.
     """
 
     attributes: Any = None
 
     def __init__(self, *values, **named):
         super().__init__()
+        self.arguments = values
 
     def __setstate__(self, state):
         self.attributes = state

@@ -175,7 +175,7 @@ def load_predictor(options: argparse.Namespace) -> Tuple[SentencePredictor, Sent
     else:
         bpe_options = {"bpe": "sentencepiece"}
         bpe_options["sentencepiece_model"] = os.path.abspath(os.path.join(options.data, "sentencepiece.model"))
-    hub = load_hub(options, bpe_options)
+    hub = load_hub(options, bpe_options, "switchable_sentence_prediction")
     return SentencePredictor(hub, hub.bpe, task.labels, int(record.get("max_tokens", 0))), task
 
 

@@ -35,7 +35,7 @@ from sd_fairseq.plugin.squad.answers import (
     no_answer_probability,
     rank_spans,
 )
-from sd_fairseq.plugin.squad.offsets import bpe_options
+from sd_fairseq.plugin.squad.offsets import bpe_options, load_tokeniser
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
@@ -187,9 +187,8 @@ def render_files(replies: Sequence[Reply], threshold: Optional[float], options: 
 
 def load_predictor(options: argparse.Namespace) -> SquadPredictor:
     """Loads the checkpoint with the tokeniser of the data folder."""
-    hub = load_hub(options, bpe_options(os.path.abspath(options.data)))
-    if not hasattr(hub.task, "maker"):
-        raise InputError(f"{options.path}: was not trained with --task switchable_squad")
+    load_tokeniser(options.data)
+    hub = load_hub(options, bpe_options(os.path.abspath(options.data)), "switchable_squad")
     return SquadPredictor(hub, options.n_best, options.answer_tokens)
 
 
