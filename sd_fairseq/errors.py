@@ -7,6 +7,7 @@ import sys
 from typing import Any, Callable, Iterator, Optional
 
 CLOSED_PIPE = 141  # exit code of a tool whose reader has gone, as a shell reports it: 128 + SIGPIPE
+LONGEST = 1000  # characters of a message
 PACKAGES = {  # module -> what to install, where the two names differ
     "sklearn": "scikit-learn",
     "rouge_score": "rouge-score",
@@ -15,7 +16,15 @@ PACKAGES = {  # module -> what to install, where the two names differ
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line naming what was found and what was expected."""
+    """Something the user gave cannot be used; the message is one line naming what was found and what was expected.
+
+    Args:
+        message: line ends become blanks; what a file's content makes longer than 1,000 characters is cut in its middle.
+    """
+
+    def __init__(self, message: str):
+        text = " ".join(message.split())
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}")
 
 
 def find_message(error: Optional[BaseException]) -> Optional[str]:

@@ -22,6 +22,7 @@ from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.generation_output import GenerationOutput, read_generation
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
 from sd_fairseq.evaluation.report_table import render
+from sd_fairseq.evaluation.rouge_words import warn_unscorable
 from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.version import __version__
 from sd_fairseq.whole_files import check_places, whole, write_json
@@ -261,6 +262,10 @@ def work(args: argparse.Namespace) -> None:
     scoring = Scoring.load(args.eos, args.ptb, args.exceptions)
     systems = [read_system(*one) for one in files]
     check_same_examples(systems)
+    for system in systems:
+        unscorable = warn_unscorable(text for side in prepared(system, scoring) for text in side)
+        if unscorable:
+            print(f"sd_fairseq: warning: {system.name}: {unscorable}", file=sys.stderr)
     against = [name for name, pair in given[:2] if pair]
     report = build_report(systems, args.data_name, scoring, against)
     write_report(report, names, args.output_dir, args.title, can_draw())

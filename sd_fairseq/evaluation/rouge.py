@@ -18,7 +18,13 @@ import numpy as np
 from sd_fairseq.errors import InputError, run
 from sd_fairseq.evaluation import ptb
 from sd_fairseq.evaluation.rouge_1_5_5 import HIGH_RANK, LOW_RANK, RESAMPLES, order_documents, resample, score_lines
-from sd_fairseq.evaluation.rouge_words import INSTALLED_EXCEPTIONS, read_exceptions, read_lines, split_sentences
+from sd_fairseq.evaluation.rouge_words import (
+    INSTALLED_EXCEPTIONS,
+    read_exceptions,
+    read_lines,
+    split_sentences,
+    warn_unscorable,
+)
 from sd_fairseq.user_files import read_text
 from sd_fairseq.version import __version__
 from sd_fairseq.whole_files import check_places, write_text
@@ -205,6 +211,9 @@ def _run(args: argparse.Namespace) -> None:
     cut = sum("<" in line for line in references + summaries)
     if cut:
         print("sd-rouge: warning: ROUGE-1.5.5 cuts {} line(s) at their first '<'".format(cut), file=sys.stderr)
+    unscorable = warn_unscorable(references + summaries)
+    if unscorable:
+        print("sd-rouge: warning: " + unscorable, file=sys.stderr)
     if args.ptb:
         references, summaries = ([ptb.tokenize(line) for line in lines] for lines in (references, summaries))
     if backend == "files2rouge":

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 from sd_fairseq.user_files import read_text
 
@@ -115,6 +115,19 @@ def read_exceptions(where: str) -> Dict[str, str]:
     if not rows:
         raise ValueError("{} holds no *.exc files of WordNet".format(folder))
     return {row[0]: row[1] for row in rows if len(row) > 1}
+
+
+def count_unscorable(texts: Iterable[str]) -> int:
+    """Count the texts that are not empty and hold no word as ROUGE-1.5.5 knows words: they can only score 0."""
+    heads = ((text, _BEFORE_TAG.match(text.strip())) for text in texts)
+    return sum(bool(text.strip()) and not (head and _WORD.search(head.group())) for text, head in heads)
+
+
+def warn_unscorable(texts: Iterable[str]) -> Optional[str]:
+    """Return what is to be said of texts without a scorable word; None = nothing."""
+    count = count_unscorable(texts)
+    text = "{} line(s) without a word that ROUGE-1.5.5 knows (ASCII letters, digits; before any '<') can only score 0"
+    return text.format(count) if count else None
 
 
 def read_lines(path: str) -> List[str]:
