@@ -10,7 +10,7 @@ for that step's next; they are never held in both layouts, and a generation that
 from __future__ import annotations
 
 import warnings
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,11 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(operators._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32 and weight.numel() >= PACK_FROM
+
+
+def multiply_packed(*arguments: Any) -> Tensor:
+    """oneDNN's product, which PyTorch looks up when it is first called."""
+    return torch.ops.mkldnn._linear_pointwise(*arguments)  # type: ignore[no-any-return]
 
 
 def round_up(rows: int) -> int:
@@ -87,7 +92,7 @@ class PackedLinear:
             rows = x.size(0)
             padded = round_up(rows)
             x = x if padded == rows else F.pad(x, (0, 0, 0, padded - rows))
-            out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], "none")
+            out = multiply_packed(x, self.weight, self.bias, attribute, [], "none")
             return out[:rows].view(*shape, out.size(-1))
         x = F.linear(x, self.weight, self.bias)
         return x if self.activation is None else getattr(F, self.activation)(x)

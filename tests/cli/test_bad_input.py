@@ -103,7 +103,7 @@ def refuse(name, capsys, *needles, **places):
     words = [word.format(**places) for word in COMMANDS[name].split()]
     assert importlib.import_module("sd_fairseq.commands." + name).main(words) == 1
     error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("sd_fairseq: error: ")]
+    lines = [line for line in error.splitlines() if ": error: " in line]
     assert len(lines) == 1 and "Traceback" not in error, error
     for needle in needles:
         assert needle in lines[0], lines[0]
@@ -142,6 +142,82 @@ def test_a_checkpoint_that_is_none_is_one_line_of_every_command(places, tmp_path
         path.mkdir()
     refuse(name, capsys, "broken.pt", **{**places, "path": path})
     assert not (tmp_path / "OUT").exists()
+
+
+WITHOUT_A_MODEL = {
+    "explain_paths": "{trace} --pairs {questions}",
+    "rouge": "{table} {trace}",
+    "report": "--add x {trace} {table}",
+    "squad_score": "{questions} {trace}",
+    "options": "",
+}
+OUTPUTS = {
+    "answer": ["--output", "--na-probs", "--n-best-output", "--decisions", "--summary"],
+    "classify": ["--output", "--summary"],
+    "check": ["--output"],
+    "search_paths": ["--output"],
+    "measure_noise": ["--output"],
+    "fit": ["--output", "--report", "--table"],
+    "explain_paths": ["--output", "--plot"],
+    "rouge": ["-s"],
+    "export": [""],
+    "report": [],  # its files' names are its own: see below
+    "match_random": [],
+    "squad_score": [],
+    "options": [],
+}
+
+
+def typed(name, option, output):
+    """The words of a command that writes ``output``."""
+    words = {**COMMANDS, **WITHOUT_A_MODEL}[name]
+    return words.replace("{out}", output) if option == "" else f"{words} {option} {output}"
+
+
+def test_every_command_and_every_output_is_in_the_lists():
+    from test_console_scripts import COMMANDS as ALL
+
+    assert sorted(OUTPUTS) == ALL
+    for name in ALL:
+        parser = importlib.import_module("sd_fairseq.commands." + name)
+        parser = getattr(parser, "build_parser", None) or importlib.import_module("sd_fairseq.evaluation." + name)
+        parser = parser if callable(parser) else getattr(parser, "build_parser", None)
+        options = [word for action in parser()._actions for word in action.option_strings] if parser else []
+        writing = [one for one in options if one in sum(OUTPUTS.values(), []) and one not in ("-s", "--table")]
+        assert not set(writing) - set(OUTPUTS[name]), name
+
+
+@pytest.mark.parametrize("name, option", [(name, option) for name, options in OUTPUTS.items() for option in options])
+def test_an_output_over_an_input_or_another_output_is_refused_by_every_command(
+    places, tmp_path, capsys, monkeypatch, name, option
+):
+    words = typed(name, option, "{place}")
+    inputs = [one for one in ("path", "questions", "table", "trace") if "{" + one + "}" in words]
+    assert inputs
+    for one in inputs:
+        before, link = places[one].read_bytes(), tmp_path / "link"
+        os.link(str(places[one]), str(link))
+        for place in (places[one], link):
+            if option == "--table":
+                continue  # what is there is read
+            monkeypatch.setitem(COMMANDS, name, words)
+            refuse(name, capsys, "same file as the input", **places, place=place)
+        assert places[one].read_bytes() == before
+        os.remove(str(link))
+    others = [other for other in OUTPUTS[name] if other != option]
+    for other in others:
+        monkeypatch.setitem(COMMANDS, name, f"{words} {other} {{place}}")
+        refuse(name, capsys, "same file as the output", **places, place=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setitem(COMMANDS, name, words)
+    refuse(name, capsys, "cannot be written", **places, place=tmp_path / "no" / "folder" / "x")
+    refuse(name, capsys, "cannot be written", **places, place=tmp_path)
+
+
+def test_a_report_over_an_input_is_refused(places, tmp_path, capsys, monkeypatch):
+    os.link(str(places["trace"]), str(tmp_path / "report.json"))
+    monkeypatch.setitem(COMMANDS, "report", WITHOUT_A_MODEL["report"] + " --output-dir {folder}")
+    refuse("report", capsys, "same file as the input", **places, folder=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["answer", "classify"])
