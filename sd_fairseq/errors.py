@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any, Callable, Iterator, Optional
 
 CLOSED_PIPE = 141  # exit code of a tool whose reader has gone, as a shell reports it: 128 + SIGPIPE
+TRACEBACK_VARIABLE = "SD_FAIRSEQ_TRACEBACK"  # 1 = tracebacks, too
 LONGEST = 1000  # characters of a message
 PACKAGES = {  # module -> what to install, where the two names differ
     "sklearn": "scikit-learn",
@@ -67,7 +69,7 @@ def run(work: Callable[[Any], Any], args: Any, program: str = "sd_fairseq") -> i
 
     Returns:
         0; 1 after an error that the user can mend, said on one line; 141, in silence, where the reader of standard
-        output has gone.
+        output has gone. With SD_FAIRSEQ_TRACEBACK=1 in the environment the traceback is printed too.
     """
     try:
         work(args)
@@ -81,6 +83,8 @@ def run(work: Callable[[Any], Any], args: Any, program: str = "sd_fairseq") -> i
         home = error.name.split(".")[0]
         return fail(f"needs {home}, which is not installed: pip install {PACKAGES.get(home, home)}", program)
     except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            traceback.print_exc()
         message = find_message(error)
         if message is None and not isinstance(error, (OSError, ValueError, ImportError)):
             raise  # a fault of ours

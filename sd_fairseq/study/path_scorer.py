@@ -16,6 +16,7 @@ from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.criterions.quality import mean_over, token_nll
 from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.conversion import overrides_for
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
@@ -180,7 +181,8 @@ def load_model(args: Any) -> Tuple[Any, Any]:
     check_checkpoint(args.path, "--path")
     check_dictionaries(args.data.split(os.pathsep)[0])
     overrides = overrides_for(args.path, args.model_overrides, args.data)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
+    with loading(args.path, "--path"):
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
     task.load_dataset(args.gen_subset)
     return models[0].cuda() if args.cuda else models[0], task
 

@@ -1,17 +1,18 @@
 """Whatever its input, a command ends with 0 and whole files, or with 1, one line and none; inputs stay as they were."""
 
+import argparse
 import contextlib
 import io
 import json
 
 import pytest
-from broken_files import broken
+from broken_files import broken, damaged
 from hypothesis import given, settings
 
 from sd_fairseq.evaluation import report, rouge, squad_score
 
 pytest.importorskip("nltk")
-FEW = settings(max_examples=max(20, settings.default.max_examples // 4))
+FEW = settings(max_examples=max(15, settings.default.max_examples // 4))
 
 
 def run(main, folder, inputs, arguments):
@@ -74,5 +75,37 @@ def test_sd_report(tmp_path, given_files, monkeypatch):
         code, _ = run(report.main, tmp_path, inputs, arguments)
         assert (made / "report.json").exists() == (code == 0)
         assert code or json.loads((made / "report.json").read_text())["x"]
+
+    check()
+
+
+def test_sd_export(tmp_path, given_files):
+    """A checkpoint of a real, tiny model with something wrong: a plain checkpoint that can be read, or one line."""
+    pytest.importorskip("fairseq")
+    import torch
+    from factories import TINY_OPTIONS, build_model
+
+    from sd_fairseq.commands import export
+    from sd_fairseq.plugin.guards.preflight import check_checkpoint
+
+    model = build_model(sd_policy="network")
+    options = argparse.Namespace(arch="switchable_bart_base", task="translation", **TINY_OPTIONS)
+    history = [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0, "criterion_name": ""}]
+    state = {"args": options, "cfg": None, "model": model.state_dict(), "optimizer_history": history}
+    state.update(extra_state={"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}, last_optimizer_state=None)
+    torch.save(state, str(tmp_path / "right"))
+    right, made = (tmp_path / "right").read_bytes(), tmp_path / "made"
+    arguments = [str(tmp_path / "c.pt"), str(made), "--path", "dense"]
+    assert run(export.main, tmp_path, {"c.pt": right}, arguments)[0] == 0
+
+    @settings(max_examples=max(5, settings.default.max_examples // 20))
+    @given(damaged(right))
+    def check(content):
+        given_files["sd-export"] += 1
+        made.unlink() if made.exists() else None
+        code, _ = run(export.main, tmp_path, {"c.pt": content}, arguments)
+        assert made.exists() == (code == 0)
+        if code == 0:
+            check_checkpoint(str(made), "made")
 
     check()

@@ -25,6 +25,7 @@ from torch import Tensor
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.convert.export_layers import Norms, StockLayer, describe_changes, nearest_path, stock_layers
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
@@ -77,9 +78,13 @@ def read_switchable(path: str) -> Switchable:
         InputError: missing, truncated, foreign, or of another architecture.
     """
     check_checkpoint(path, "checkpoint")
-    with warnings.catch_warnings():  # hydra's, about fairseq's use of it
-        warnings.simplefilter("ignore")
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    with warnings.catch_warnings(), loading(path, "checkpoint"):
+        warnings.simplefilter("ignore")  # hydra's, about fairseq's use of it
+        return _describe(checkpoint_utils.load_checkpoint_to_cpu(path), path)
+
+
+def _describe(state: Dict[str, Any], path: str) -> Switchable:
+    """Completes the options of a loaded checkpoint."""
     args = argparse.Namespace(**_to_dictionary(state["cfg"]["model"]))
     task = _to_dictionary(state["cfg"]["task"])
     criterion = _to_dictionary(state["cfg"].get("criterion") or argparse.Namespace())

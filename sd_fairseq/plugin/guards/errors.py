@@ -5,11 +5,9 @@ import os
 import sys
 from typing import Optional
 
-from sd_fairseq.errors import InputError, drop_standard_output, find_message
+from sd_fairseq.errors import TRACEBACK_VARIABLE, InputError, drop_standard_output, find_message
 
 __all__ = ["InputError", "fairseq_command", "find_message", "install_one_line_errors"]
-
-TRACEBACK_VARIABLE = "SD_FAIRSEQ_TRACEBACK"
 
 
 def fairseq_command(program: str) -> Optional[str]:

@@ -15,6 +15,7 @@ from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.plugin.guards.checkpoint_structure import stored_task
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
@@ -40,7 +41,8 @@ def load_hub(options: argparse.Namespace, bpe_options: Dict[str, str], task: str
     folder, name = os.path.split(os.path.abspath(options.path))
     overrides: Dict[str, Any] = {"sd_policy": "dense"} if options.dense else {}
     data = os.path.abspath(options.data)
-    hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options, **overrides)
+    with loading(options.path, "--path"):
+        hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options, **overrides)
     return hub.cuda() if options.cuda else hub
 
 
