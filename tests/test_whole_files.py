@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from sd_fairseq.whole_files import PlaceError, check_places, whole, write_json, write_text
+from sd_fairseq.errors import InputError
+from sd_fairseq.whole_files import check_places, whole, write_json, write_text
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -72,12 +73,12 @@ def test_an_output_over_an_input_is_refused_however_it_is_named(tmp_path, same):
         os.link(tmp_path / "in", other)
     else:
         other = tmp_path / "in" if same == "path" else os.path.join(str(tmp_path), ".", "in")
-    with pytest.raises(PlaceError, match="same file as the input"):
+    with pytest.raises(InputError, match="same file as the input"):
         check_places([str(other)], [None, str(tmp_path / "in")])
 
 
 def test_two_outputs_in_one_new_file_are_refused_and_devices_are_not(tmp_path):
     new = str(tmp_path / "new")
-    with pytest.raises(PlaceError, match="same file as the output"):
+    with pytest.raises(InputError, match="same file as the output"):
         check_places([new, None, new], [])
     check_places([os.devnull, os.devnull, new], [os.devnull])

@@ -22,7 +22,7 @@ from typing import Any, Dict, List
 
 import sentencepiece
 
-from sd_fairseq.evaluation.squad_data import Question, SquadError, read_questions
+from sd_fairseq.evaluation.squad_data import Question, read_questions
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.squad.offsets import GPT2_FILES, SENTENCEPIECE_FILE, load_tokeniser
 
@@ -149,7 +149,7 @@ def prepare(options: argparse.Namespace) -> Dict[str, List[Question]]:
     """Build OUT in a temporary sibling folder and put it in place when it is whole.
 
     Raises:
-        InputError, SquadError: input that cannot be used, or OUT is somebody else's folder.
+        InputError: input that cannot be used, or OUT is somebody else's folder.
     """
     if options.bpe == "gpt2" and not options.gpt2_folder:
         raise InputError("--bpe gpt2 needs --gpt2-folder, with encoder.json, vocab.bpe and dict.txt")
@@ -197,7 +197,7 @@ def main() -> None:
     """Parse the command line, prepare the data and report bad input in one line."""
     try:
         splits = prepare(build_parser().parse_args())
-    except (InputError, SquadError) as error:
+    except InputError as error:
         sys.exit("prepare.py: error: {}".format(error))
     print(", ".join("{} {}".format(len(questions), name) for name, questions in splits.items()))
 

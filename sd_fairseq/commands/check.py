@@ -40,12 +40,13 @@ def work(args: argparse.Namespace) -> None:
     from sd_fairseq.study.constraint_check import check
     from sd_fairseq.study.path_scorer import load
     from sd_fairseq.study.path_search import show
-    from sd_fairseq.whole_files import write_json
+    from sd_fairseq.whole_files import check_places, write_json
 
     if not 0 <= args.tolerance < math.inf:
         raise InputError(f"--tolerance {args.tolerance} is not 0 or more (nats a token)")
     if not args.reference and (args.reference_path == "deployed" or args.reference_overrides != "{}"):
         raise InputError("--reference-path deployed and --reference-overrides need --reference, found none")
+    check_places([args.output], [args.path, args.reference])
     scorer = load(args)
     reference = scorer
     if args.reference:

@@ -31,8 +31,9 @@ def work(args: argparse.Namespace) -> None:
 
     from sd_fairseq.decision.trace import read_trace
     from sd_fairseq.study.path_analysis import analyse, draw, read_pairs
-    from sd_fairseq.whole_files import write_json
+    from sd_fairseq.whole_files import check_places, write_json
 
+    check_places([args.output, args.plot], [args.trace, args.pairs])
     records, pairs = read_trace(args.trace), read_pairs(args.pairs)
     found = analyse(records, pairs)
     if args.plot:

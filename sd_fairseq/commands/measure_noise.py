@@ -38,9 +38,10 @@ def work(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from sd_fairseq.study.gradient_noise import check_arguments, load, measure_batch, summarise
-    from sd_fairseq.whole_files import write_json
+    from sd_fairseq.whole_files import check_places, write_json
 
     names = check_arguments(args)
+    check_places([args.output], [args.path])
     torch.manual_seed(args.seed)
     _, evaluators = load(args)
     progress = tqdm(evaluators, unit=" batches", disable=None)

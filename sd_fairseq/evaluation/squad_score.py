@@ -8,16 +8,16 @@ Source: Rajpurkar et al. 2016 and 2018; the definitions are those of evaluate-v1
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 import string
 import sys
-import zlib
 from collections import Counter
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from sd_fairseq.evaluation.squad_data import Question, SquadError, has_unanswerable, read_questions
+from sd_fairseq.errors import InputError, run
+from sd_fairseq.evaluation.squad_data import Question, has_unanswerable, read_questions
+from sd_fairseq.user_files import read_json_object
 from sd_fairseq.version import __version__
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -137,21 +137,15 @@ def read_mapping(path: str, kinds: Tuple[type, ...], ids: Sequence[str] = ()) ->
     """Reads a JSON object of id -> value.
 
     Raises:
-        SquadError: unreadable, a value of another type, or one of ``ids`` is missing.
+        InputError: unreadable, a value of another type, or one of ``ids`` is missing.
     """
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-            content = json.loads(stream.read().decode("utf-8-sig"))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise SquadError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise SquadError(f"{path}: found a JSON {type(content).__name__}, expected an object of id and value")
+    content = read_json_object(path)
     for key, value in content.items():
         if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
-            raise SquadError(f"{path}: {key!r} has {value!r}, expected a {kinds[0].__name__}")
+            raise InputError(f"{path}: {key!r} has {value!r}, expected a {kinds[0].__name__}")
     missing = [key for key in ids if key not in content]
     if missing:
-        raise SquadError(f"{path}: no {missing[0]!r} ({len(missing)} such)")
+        raise InputError(f"{path}: no {missing[0]!r} ({len(missing)} such)")
     return content
 
 
@@ -164,20 +158,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON object of id -> answer, also .gz")
     parser.add_argument("--na-prob-file", metavar="FILE", help="JSON object of id -> probability of having no answer")
     parser.add_argument("--na-prob-thresh", type=float, default=1.0, metavar="P", help="above it an answer is none")
-    options = parser.parse_args(arguments)
-    try:
-        questions = read_questions(options.data)
-        ids = [one.id for one in questions]
-        predictions = read_mapping(options.predictions, (str,))
-        if not set(ids) & set(predictions):
-            raise SquadError(f"{options.predictions}: answers none of the questions of {options.data}")
-        no_answer = read_mapping(options.na_prob_file, (float, int), ids) if options.na_prob_file else None
-        figures = score_answers(questions, predictions, no_answer, options.na_prob_thresh)  # type: ignore[arg-type]
-    except SquadError as error:
-        print(f"sd-squad-score: error: {error}", file=sys.stderr)
-        return 1
+    return run(_work, parser.parse_args(arguments), "sd-squad-score")
+
+
+def _work(options: argparse.Namespace) -> None:
+    """Reads, scores and prints."""
+    questions = read_questions(options.data)
+    ids = [one.id for one in questions]
+    predictions = read_mapping(options.predictions, (str,))
+    if not set(ids) & set(predictions):
+        raise InputError(f"{options.predictions}: answers none of the questions of {options.data}")
+    no_answer = read_mapping(options.na_prob_file, (float, int), ids) if options.na_prob_file else None
+    figures = score_answers(questions, predictions, no_answer, options.na_prob_thresh)  # type: ignore[arg-type]
     print(json.dumps(figures, indent=1))
-    return 0
 
 
 if __name__ == "__main__":

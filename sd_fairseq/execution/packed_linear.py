@@ -10,13 +10,14 @@ for that step's next; they are never held in both layouts, and a generation that
 from __future__ import annotations
 
 import warnings
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_HINT = 64  # rows that oneDNN chooses the layout for; measured the same from 4 to 1,024, another one for 1
+ROWS_ROUNDED = 32  # more rows are rounded up to a multiple
 PACK_FROM = 2**18  # float32 weights; fewer stay in the cache anyway, and oneDNN's call takes longer than the product
 FUSED_ACTIVATIONS = ("gelu", "relu")
 
@@ -31,6 +32,20 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(operators._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32 and weight.numel() >= PACK_FROM
+
+
+def multiply_packed(*arguments: Any) -> Tensor:
+    """oneDNN's product, which PyTorch looks up when it is first called."""
+    return torch.ops.mkldnn._linear_pointwise(*arguments)  # type: ignore[no-any-return]
+
+
+def round_up(rows: int) -> int:
+    """Returns how many rows are multiplied for ``rows``: a multiple of 32 above 32.
+
+    oneDNN compiles a kernel for every number of rows and keeps it, up to half a MiB each: texts of all lengths would
+    fill hundreds of MiB.
+    """
+    return rows if rows <= ROWS_ROUNDED else -(-rows // ROWS_ROUNDED) * ROWS_ROUNDED
 
 
 class PackedLinear:
@@ -73,7 +88,12 @@ class PackedLinear:
         if self.is_packed:
             self._pack()
             attribute = "none" if self.activation is None else self.activation
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], "none")
+            shape, x = x.shape[:-1], x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)  # [R, K]
+            rows = x.size(0)
+            padded = round_up(rows)
+            x = x if padded == rows else F.pad(x, (0, 0, 0, padded - rows))
+            out = multiply_packed(x, self.weight, self.bias, attribute, [], "none")
+            return out[:rows].view(*shape, out.size(-1))
         x = F.linear(x, self.weight, self.bias)
         return x if self.activation is None else getattr(F, self.activation)(x)
 

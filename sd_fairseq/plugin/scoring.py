@@ -3,6 +3,7 @@
 What it needs from the evaluation is imported on use: every fairseq command imports this module, and few score.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -10,6 +11,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
 from sd_fairseq.plugin.guards.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,6 +68,11 @@ class SdRougeScorer(BaseScorer):
 
     def result_string(self) -> str:
         """Write all three F1 (0-100) and what decides their digits in one line."""
+        from sd_fairseq.evaluation.rouge_words import warn_unscorable
+
+        unscorable = warn_unscorable([*self.ref, *self.pred])
+        if unscorable:
+            logger.warning(unscorable)
         names = zip(("R-1", "R-2", "R-L"), self.scoring.rouge(self.pred, self.ref).values())
         figures = " ".join("{} {:.2f}".format(name, 100 * score.f.average) for name, score in names)
         return "{} {}".format(figures, self.scoring.signature(len(self.pred)))

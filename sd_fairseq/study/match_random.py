@@ -14,7 +14,10 @@ from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_fl
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.decision.given_policies import uniform_distribution
 from sd_fairseq.decision.trace import TraceRecord
+from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
 
 
 def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: List[TraceRecord]) -> float:
@@ -58,10 +61,13 @@ def load_model(path: str, data: str) -> Any:
         data: folder of the dictionaries.
 
     Raises:
-        InputError: a model of another kind.
+        InputError: an unreadable checkpoint, a folder without dictionaries, or a model of another kind.
     """
+    check_checkpoint(path, "--path")
+    check_dictionaries(data)
     overrides = {"data": data, "sd_policy": "dense"}
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    with loading(path, "--path"):
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
     if not hasattr(models[0], "space"):
         raise InputError(f"{path} holds a {type(models[0]).__name__}, expected a switchable_bart")
     return models[0]

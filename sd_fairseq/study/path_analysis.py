@@ -9,17 +9,16 @@ Source: section 1 of "Switchable Decision" (ICML 2024) claims decisions "for eac
 
 from __future__ import annotations
 
-import gzip
-import json
 import warnings
-import zlib
 from collections import Counter
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from sd_fairseq.decision.trace import TraceRecord
+from sd_fairseq.errors import InputError
 from sd_fairseq.evaluation.plots import load_pyplot
+from sd_fairseq.user_files import read_json_lines
 from sd_fairseq.whole_files import whole
 
 FOLDS = 5
@@ -39,18 +38,13 @@ def read_pairs(path: str) -> List[Dict[str, Any]]:
     """Reads the pairs behind a trace.
 
     Raises:
-        ValueError: a line that is no JSON object with a document, or an unreadable file.
+        InputError: a line that is no JSON object with a document, or an unreadable file.
     """
     pairs = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                pair = json.loads(line)
-                if not isinstance(pair, dict) or not isinstance(pair.get("document"), str):
-                    raise ValueError(f"{path}:{number}: expected a JSON object with a document")
-                pairs.append(pair)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}:{len(pairs) + 1}: cannot be read as gzipped JSON lines ({error})") from error
+    for place, pair in read_json_lines(path):
+        if not isinstance(pair.get("document"), str):
+            raise InputError(f"{place}: expected a JSON object with a document")
+        pairs.append(pair)
     return pairs
 
 

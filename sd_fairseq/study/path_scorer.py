@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.criterions.quality import mean_over, token_nll
+from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.conversion import overrides_for
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
@@ -174,11 +177,13 @@ def load_model(args: Any) -> Tuple[Any, Any]:
         args: with path, model_overrides, data, gen_subset and cuda.
 
     Raises:
-        InputError: an unreadable checkpoint.
+        InputError: an unreadable checkpoint, or a folder without dictionaries.
     """
     check_checkpoint(args.path, "--path")
+    check_dictionaries(args.data.split(os.pathsep)[0])
     overrides = overrides_for(args.path, args.model_overrides, args.data)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
+    with loading(args.path, "--path"):
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
     task.load_dataset(args.gen_subset)
     return models[0].cuda() if args.cuda else models[0], task
 

@@ -15,7 +15,8 @@ from sd_fairseq.learning.path_table import PathTable
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.study.path_scorer import Key, Scorer
-from sd_fairseq.whole_files import whole
+from sd_fairseq.user_files import open_input
+from sd_fairseq.whole_files import write_with
 
 BAND = 0.15  # relative FLOPs; paths of the table cost at most so much more or less than is aimed at
 
@@ -138,10 +139,10 @@ def write_scored(path: str, scored: ScoredPaths) -> None:
     """Writes a table beside its place, then renames.
 
     Raises:
-        OSError: it cannot be written.
+        InputError: it cannot be written.
     """
-    with whole(path) as part, open(part, "wb") as stream:
-        np.savez(stream, **{name: value.numpy() for name, value in vars(scored).items()})
+    values = {name: value.numpy() for name, value in vars(scored).items()}
+    write_with(path, lambda stream: np.savez(stream, **values))
 
 
 def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
@@ -154,13 +155,15 @@ def read_scored(path: str, scorer: Scorer) -> ScoredPaths:
         scorer: of the model and the examples.
 
     Raises:
-        InputError: another file, other examples or another space; OSError: it cannot be opened.
+        InputError: unreadable, another file, other examples or another space.
     """
     names = [field.name for field in fields(ScoredPaths)]
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open_input(path) as stream, np.load(stream, allow_pickle=False) as content:
             scored = ScoredPaths(**{name: torch.from_numpy(content[name]) for name in names})
     except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a table of paths, expected {', '.join(names)}") from error
     if not torch.equal(scored.dense_flops, scorer.dense_flops):
         count = scored.dense_flops.numel()

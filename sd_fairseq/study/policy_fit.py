@@ -48,7 +48,7 @@ from sd_fairseq.study.path_tables import (
     static_price,
     write_scored,
 )
-from sd_fairseq.whole_files import whole, write_json
+from sd_fairseq.whole_files import check_places, write_json, write_with
 
 START = 0.6  # probability of the decisions that a fit starts from
 PRICES = 12  # halvings of the interval in which the price of FLOPs is looked for
@@ -100,7 +100,7 @@ def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> Non
     """Writes the checkpoint with the fitted policy in the place of its own.
 
     Raises:
-        OSError: it cannot be written.
+        InputError: it cannot be written.
     """
     overrides = overrides_for(args.path, args.model_overrides, args.data)
     state = checkpoint_utils.load_checkpoint_to_cpu(args.path, overrides)
@@ -109,8 +109,8 @@ def write_fitted(args: argparse.Namespace, model: Any, policy: nn.Module) -> Non
         weights["encoder.policy." + name] = value
     cfg = state["cfg"]  # written as fairseq writes it, so that it can be read without being loaded
     cfg = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
-    with whole(args.output) as part:
-        torch.save({**state, "args": None, "cfg": cfg, "model": weights, "last_optimizer_state": None}, part)
+    state = {**state, "args": None, "cfg": cfg, "model": weights, "last_optimizer_state": None}
+    write_with(args.output, lambda stream: torch.save(state, stream))
 
 
 
@@ -118,7 +118,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses figures out of their range.
 
     Raises:
-        InputError: naming the option; or a folder to write to that is not there.
+        InputError: naming the option; or a place that cannot be written.
     """
     for name, right, expected in (
         ("flops", 0 < args.flops < 1, "between 0 and 1"),
@@ -128,10 +128,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     ):
         if not right:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is not {expected}")
-    for name in ("output", "report", "table"):  # told now, not after the work
-        folder = os.path.dirname(getattr(args, name) or "") or "."
-        if not os.path.isdir(folder):
-            raise InputError(f"--{name} {getattr(args, name)}: no folder {folder}")
+    made = [args.output, args.report]  # told now, not after the work
+    if args.table and os.path.exists(args.table):
+        check_places(made, [args.path, args.table])
+    else:
+        check_places([*made, args.table], [args.path])
 
 
 def load_held_out(args: argparse.Namespace) -> Optional[Scorer]:
@@ -146,7 +147,7 @@ def find_table(args: argparse.Namespace, scorer: Scorer) -> ScoredPaths:
     """Reads the table, or makes it: searches on a few pairs, scores the best paths on all.
 
     Raises:
-        InputError: a table of something else, or no path near the FLOPs; OSError: it cannot be written.
+        InputError: a table of something else, or that cannot be written, or no path near the FLOPs.
     """
     if args.table and os.path.exists(args.table):
         return read_scored(args.table, scorer)
@@ -165,7 +166,7 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
     """Carries the command out; returns the report.
 
     Raises:
-        InputError: see the functions above; OSError: a file cannot be written.
+        InputError: see the functions above.
     """
     check_arguments(args)
     scorer = load(argparse.Namespace(**{**vars(args), "sample": "examples", "every": 0}))

@@ -1,10 +1,16 @@
 """Bad input gets one clear line naming what was found, a non-zero exit, and leaves nothing half-written."""
 
+import importlib
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from traces import make_record
+
+from sd_fairseq.decision.trace import to_json_line
 
 BASE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--max-update", "1"]
 
@@ -50,6 +56,184 @@ def test_a_checkpoint_of_another_model(pipeline, tmp_path):
 def test_a_dictionary_that_does_not_match(pipeline, tmp_path):
     other = pipeline.binarise(tmp_path / "other", {"train": [("a b c", "a b")] * 4, "test": [("a b c", "a b")] * 4})
     check_refused(pipeline.generate(pipeline.switchable, check=False, data=other), "dictionary", "symbols")
+
+
+@pytest.fixture(scope="session")
+def foreign_data(pipeline, tmp_path_factory):
+    """Binarised data of another dictionary."""
+    return pipeline.binarise(tmp_path_factory.mktemp("foreign") / "x", {"train": [("a b c", "a b")] * 4})
+
+
+@pytest.mark.parametrize("kind", ["base", "switchable"])
+def test_a_teacher_of_another_dictionary(pipeline, foreign_data, tmp_path, kind):
+    teacher = getattr(pipeline, kind)
+    options = ["--sd-distillation", "0.5", "--sd-teacher", teacher, "--save-dir", tmp_path / "s"]
+    arguments = [foreign_data, *pipeline.task, *pipeline.training, *BASE, *options]
+    finished = pipeline.fairseq("train", *arguments, check=False)
+    check_refused(finished, f"--sd-teacher {teacher}", "dictionary of", "symbols, the data's has")
+    assert not (tmp_path / "s").exists() or not list((tmp_path / "s").iterdir())
+
+
+@pytest.mark.parametrize("what", ["the checkpoint", "the data"])
+def test_a_trace_over_an_input(pipeline, tmp_path, what):
+    checkpoint, place = tmp_path / "c.pt", pipeline.data / "test.source-target.source.bin"
+    checkpoint.write_bytes(pipeline.switchable.read_bytes())
+    place = checkpoint if what == "the checkpoint" else place
+    before = place.read_bytes()
+    os.link(str(place), str(tmp_path / "link"))
+    for name in (place, tmp_path / "link"):
+        check_refused(pipeline.generate(checkpoint, "--sd-trace", name, check=False), "--sd-trace", "same file as")
+    assert place.read_bytes() == before
+
+
+COMMANDS = {  # of a checkpoint; what else they need
+    "answer": "{squad} --path {path} --input {questions}",
+    "classify": "{glue} --path {path} --input {table}",
+    "match_random": "{data} --path {path} --trace {trace}",
+    "export": "{path} {out} --path dense",
+    "check": "{data} --path {path} --tolerance 1",
+    "search_paths": "{data} --path {path}",
+    "measure_noise": "{data} --path {path}",
+    "fit": "{data} --path {path} --flops 0.7",
+}
+
+
+def refuse(name, capsys, *needles, **places):
+    """Runs an sd-* command in this process and asserts one error line that holds all needles."""
+    words = [word.format(**places) for word in COMMANDS[name].split()]
+    assert importlib.import_module("sd_fairseq.commands." + name).main(words) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if ": error: " in line]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    for needle in needles:
+        assert needle in lines[0], lines[0]
+
+
+@pytest.fixture
+def places(pipeline, tmp_path):
+    """Small files that every command finds right."""
+    found = {"data": pipeline.data, "path": pipeline.switchable, "glue": tmp_path / "glue"}
+    found.update(squad=tmp_path / "squad", out=tmp_path / "OUT")
+    found["squad"].mkdir()
+    found["glue"].mkdir()
+    for name in ("encoder.json", "vocab.bpe"):
+        (found["squad"] / name).write_text("{}" if "json" in name else "#version")
+    prepared = {"columns": ["a"], "labels": ["x", "y"], "label_column": "label", "bpe": "sentencepiece"}
+    (tmp_path / "glue" / "prepared.json").write_text(json.dumps(prepared))
+    for name, text in {
+        "questions": '{"id": "1", "question": "what", "context": "a b c"}\n',
+        "table": "a\tlabel\nhey\tx\n",
+        "trace": to_json_line(make_record(0)) + "\n",
+    }.items():
+        found[name] = tmp_path / (name + {"questions": ".jsonl", "table": ".tsv", "trace": ".jsonl"}[name])
+        found[name].write_text(text)
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("damage", ["cut", "text", "folder", "absent"])
+def test_a_checkpoint_that_is_none_is_one_line_of_every_command(places, tmp_path, capsys, name, damage):
+    path = tmp_path / "broken.pt"
+    if damage == "cut":
+        path.write_bytes(places["path"].read_bytes()[:20000])
+    elif damage == "text":
+        path.write_text("{}")
+    elif damage == "folder":
+        path.mkdir()
+    refuse(name, capsys, "broken.pt", **{**places, "path": path})
+    assert not (tmp_path / "OUT").exists()
+
+
+WITHOUT_A_MODEL = {
+    "explain_paths": "{trace} --pairs {questions}",
+    "rouge": "{table} {trace}",
+    "report": "--add x {trace} {table}",
+    "squad_score": "{questions} {trace}",
+    "options": "",
+}
+OUTPUTS = {
+    "answer": ["--output", "--na-probs", "--n-best-output", "--decisions", "--summary"],
+    "classify": ["--output", "--summary"],
+    "check": ["--output"],
+    "search_paths": ["--output"],
+    "measure_noise": ["--output"],
+    "fit": ["--output", "--report", "--table"],
+    "explain_paths": ["--output", "--plot"],
+    "rouge": ["-s"],
+    "export": [""],
+    "report": [],  # its files' names are its own: see below
+    "match_random": [],
+    "squad_score": [],
+    "options": [],
+}
+
+
+def typed(name, option, output):
+    """The words of a command that writes ``output``."""
+    words = {**COMMANDS, **WITHOUT_A_MODEL}[name]
+    return words.replace("{out}", output) if option == "" else f"{words} {option} {output}"
+
+
+def test_every_command_and_every_output_is_in_the_lists():
+    from test_console_scripts import COMMANDS as ALL
+
+    assert sorted(OUTPUTS) == ALL
+    for name in ALL:
+        parser = importlib.import_module("sd_fairseq.commands." + name)
+        parser = getattr(parser, "build_parser", None) or importlib.import_module("sd_fairseq.evaluation." + name)
+        parser = parser if callable(parser) else getattr(parser, "build_parser", None)
+        options = [word for action in parser()._actions for word in action.option_strings] if parser else []
+        writing = [one for one in options if one in sum(OUTPUTS.values(), []) and one not in ("-s", "--table")]
+        assert not set(writing) - set(OUTPUTS[name]), name
+
+
+@pytest.mark.parametrize("name, option", [(name, option) for name, options in OUTPUTS.items() for option in options])
+def test_an_output_over_an_input_or_another_output_is_refused_by_every_command(
+    places, tmp_path, capsys, monkeypatch, name, option
+):
+    words = typed(name, option, "{place}")
+    inputs = [one for one in ("path", "questions", "table", "trace") if "{" + one + "}" in words]
+    assert inputs
+    for one in inputs:
+        before, link = places[one].read_bytes(), tmp_path / "link"
+        os.link(str(places[one]), str(link))
+        for place in (places[one], link):
+            if option == "--table":
+                continue  # what is there is read
+            monkeypatch.setitem(COMMANDS, name, words)
+            refuse(name, capsys, "same file as the input", **places, place=place)
+        assert places[one].read_bytes() == before
+        os.remove(str(link))
+    others = [other for other in OUTPUTS[name] if other != option]
+    for other in others:
+        monkeypatch.setitem(COMMANDS, name, f"{words} {other} {{place}}")
+        refuse(name, capsys, "same file as the output", **places, place=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setitem(COMMANDS, name, words)
+    refuse(name, capsys, "cannot be written", **places, place=tmp_path / "no" / "folder" / "x")
+    refuse(name, capsys, "cannot be written", **places, place=tmp_path)
+
+
+def test_a_report_over_an_input_is_refused(places, tmp_path, capsys, monkeypatch):
+    os.link(str(places["trace"]), str(tmp_path / "report.json"))
+    monkeypatch.setitem(COMMANDS, "report", WITHOUT_A_MODEL["report"] + " --output-dir {folder}")
+    refuse("report", capsys, "same file as the input", **places, folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["answer", "classify"])
+def test_a_head_s_command_refuses_a_checkpoint_of_another_task(places, capsys, name):
+    refuse(name, capsys, "switchable_translation", "expected --task switchable_", **places)
+
+
+@pytest.mark.parametrize("name", [name for name, words in COMMANDS.items() if "{data}" in words or "{glue}" in words])
+@pytest.mark.parametrize("damage", ["file", "empty", "absent"])
+def test_a_folder_of_data_that_is_none_is_one_line_of_every_command(places, tmp_path, capsys, name, damage):
+    folder = tmp_path / "none"
+    if damage == "file":
+        folder.write_text("")
+    elif damage == "empty":
+        folder.mkdir()
+    refuse(name, capsys, "none", **{**places, "data": folder, "glue": folder})
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_value_that_no_generation_has_is_refused(tmp_path, change, reason):
 def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_bytes(to_json_line(make_record(0)).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(ValueError, match="trace.jsonl:2:.*utf-8"):
+    with pytest.raises(ValueError, match="trace.jsonl:2:.*UTF-8"):
         read_trace(str(path))
 
 

@@ -206,8 +206,8 @@ def test_a_place_that_cannot_be_written_is_noticed_before_the_work(zoo, tmp_path
 
 def test_a_trace_that_can_no_longer_be_written_does_not_take_the_results(tmp_path, caplog):
     file = TraceFile(str(tmp_path / "trace"))
-    file.stream.close()
-    file.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    file.file.stream.close()
+    file.file.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     for _ in range(2):
         file.append([make_record(0)], False)
     assert caplog.text.count("the trace ends here") == 1

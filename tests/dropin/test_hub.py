@@ -61,6 +61,44 @@ def test_a_plain_checkpoint_gives_what_fairseqs_bart_gives_bit_for_bit(zoo, pair
 
 
 @torch.no_grad()
+def test_unknown_words_are_unk_and_the_dictionary_stays(zoo, pair):
+    """fairseq's hub adds them to the dictionary and then finds no row for them in the model."""
+    _, ours = pair
+    dictionary = ours.task.source_dictionary
+    before, known = list(dictionary.symbols), words_in_data(zoo)[0].split()[0]
+    for text in ("\u65e5\u672c", f"{known} \u65e5\u672c {known}", "\U0001f600 \u0301", "<extra>"):
+        tokens = ours.encode(text).tolist()
+        assert tokens.count(dictionary.unk()) == sum(word not in before for word in text.split())
+        assert max(tokens) < len(before)
+        assert isinstance(ours.sample([text], beam=2, max_len_b=4)[0], str)
+    assert ours.encode("\u65e5", "\u672c", no_separator=False).tolist() == [0, 3, 2, 2, 3, 2]
+    assert list(dictionary.symbols) == before and len(dictionary) == len(before)
+
+
+@torch.no_grad()
+def test_weights_are_packed_once_for_a_model_and_anew_when_they_change(zoo, pair, monkeypatch):
+    """fairseq's hub builds a generator a call; the packed weights are the model's."""
+    from sd_fairseq.plugin.generation import fast_weights
+
+    _, ours = pair
+    made = []
+    build = fast_weights.FastWeights.__init__
+    monkeypatch.setattr(
+        fast_weights.FastWeights, "__init__", lambda self, *more: (made.append(1), build(self, *more))[1]
+    )
+    for _ in range(3):
+        ours.sample(words_in_data(zoo), beam=2, max_len_b=4)
+    assert len(made) == 1
+    ours.model.decoder.layers[0].fc1.weight.data.add_(0.1)  # as an optimizer that touches no version counter
+    ours.sample(words_in_data(zoo), beam=2, max_len_b=4)
+    assert len(made) == 2
+    ours.task.cfg.sd_generation_precision = "bfloat16"
+    for _ in range(2):
+        ours.sample(words_in_data(zoo), beam=2, max_len_b=4)
+    assert len(made) == 3
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("options", [{"beam": 1}, {"beam": 4, "lenpen": 2.0, "min_len": 3}, {"beam": 2}], ids=str)
 def test_samples_are_fairseqs(zoo, pair, options):
     bart, ours = pair

@@ -134,10 +134,10 @@ def test_ignored_lines_are_counted(files, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["absent", "summary"], "cannot read absent: No such file or directory"),
+        (["absent", "summary"], "absent: cannot be read (No such file or directory)"),
         (["reference", "short"], "line counts must match, 4 != 1"),
         (["reference", "holes"], "Empty summary at line 2. Use `--ignore_empty_summary` to ignore it"),
-        (["reference", "summary", "-s", "absent/scores"], "cannot save to absent/scores"),
+        (["reference", "summary", "-s", "absent/scores"], "absent/scores: cannot be written"),
         (["reference", "summary", "-a", "-c 90 -n 4"], "-a/--args is for ROUGE-1.5.5 itself"),
         (["reference", "summary", "-n", "0"], "must have at least 1 word, not 0"),
         (["reference", "summary", "--exceptions", "."], "holds no *.exc files"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_fairseq.evaluation.squad_data import Answer, Question, SquadError, read_questions
+from sd_fairseq.errors import InputError
+from sd_fairseq.evaluation.squad_data import Answer, Question, read_questions
 from sd_fairseq.evaluation.squad_score import answer_f1, main, normalise_answer, score_answers, score_question
 
 SQUAD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "squad"
@@ -132,7 +133,7 @@ AT = r"article 0 \(Seas\), paragraph 0"
 def test_bad_files_end_in_one_line_that_names_the_place(tmp_path, content, fault):
     path = tmp_path / "bad.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(SquadError, match=f"^{path}: .*{fault}|^{path}: {fault}") as caught:
+    with pytest.raises(InputError, match=f"^{path}: .*{fault}|^{path}: {fault}") as caught:
         read_questions(str(path))
     assert "\n" not in str(caught.value)
 
@@ -141,7 +142,7 @@ def test_json_lines_name_their_line(tmp_path):
     path = tmp_path / "in.jsonl"
     good = {"id": "a", "question": "q?", "context": "c"}
     path.write_text(json.dumps(good) + "\n\n" + json.dumps({**good, "id": "b", "question": ""}) + "\n")
-    with pytest.raises(SquadError, match=r"in.jsonl:3, id b: 'question' is empty"):
+    with pytest.raises(InputError, match=r"in.jsonl:3, id b: 'question' is empty"):
         read_questions(str(path), needs_answers=False)
     path.write_text(json.dumps(good) + "\n")
     assert [(one.id, one.context) for one in read_questions(str(path), needs_answers=False)] == [("a", "c")]
@@ -151,7 +152,8 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     data, predictions = tmp_path / "data.json.gz", tmp_path / "predictions.json"
     with gzip.open(str(data), "wt", encoding="utf-8") as text:
         json.dump(squad(), text)
-    for content, fault in (('{"7": 1}', "'7' has 1"), ('{"8": "x"}', "answers none of the questions"), ("[", "read")):
+    faults = {'{"7": 1}': "'7' has 1", '{"8": "x"}': "answers none of the questions", "[": "not valid JSON"}
+    for content, fault in faults.items():
         predictions.write_text(content)
         assert main([str(data), str(predictions)]) == 1
         error = capsys.readouterr().err

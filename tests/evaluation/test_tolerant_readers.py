@@ -20,6 +20,17 @@ def test_predictions_with_a_mark(tmp_path):
     assert read_mapping(str(tmp_path / "answers.json"), (str,)) == {"a": "b"}
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_cell_may_hold_a_book(tmp_path, name):
+    """Python's csv module takes 131,072 characters unless told otherwise."""
+    from sd_fairseq.user_files import read_table
+
+    mark = "," if name == "x.csv" else "\t"
+    (tmp_path / name).write_text(f"a{mark}label\n{'word ' * 100000}{mark}yes\n", encoding="utf-8")
+    ((_, row),) = read_table(str(tmp_path / name), mark)
+    assert len(row["a"]) == 500000 and row["label"] == "yes"
+
+
 @pytest.mark.parametrize("name, lines", [
     ("x.tsv", ["a\tlabel", "", "one\tyes", "", ""]),
     ("x.csv", ["a,label", "", "one,yes", "", ""]),

@@ -1,12 +1,15 @@
 """The native library is compiled once, brings no second thread pool, and is done without where it cannot be had."""
 
 import logging
+import os
+import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
-from sd_fairseq.execution.native import library
+from sd_fairseq.execution.native import cache, library
 
 COMPILER = """#!/bin/sh
 case "$1" in --version) echo fake {version};; *) echo "$@" >> {log}; while [ "$1" != -o ]; do shift; done; {act};; esac
@@ -38,7 +41,7 @@ def test_a_compiler_that_fails_is_one_line_in_the_log(tmp_path, caplog, act, wor
     for _ in range(3):
         assert library.load_once(compiler, tmp_path / "cache") is None
     (line,) = [record for record in caplog.records if record.name == library.__name__]
-    assert line.levelno == logging.INFO and words in line.getMessage()
+    assert line.levelno == logging.WARNING and words in line.getMessage()
     assert not list((tmp_path / "cache").glob("tmp*")), "nothing is left beside"
 
 
@@ -52,38 +55,119 @@ def test_an_older_processor_is_one_line_in_the_log(tmp_path, caplog, monkeypatch
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(library, "processor_flags", lambda: {"avx2", "fma"})
     assert library.load_once("c++ ", tmp_path) is None
-    assert "no AVX-512" in caplog.text
-
-
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, on_linux):
-    (tmp_path / "file").write_text("")
-    compiler = fake_compiler(tmp_path, 'touch "$2"')
-    assert library.load_once(compiler, tmp_path / "file" / "cache") is None
+    assert "no AVX-512" in caplog.text and all(one.levelno == logging.INFO for one in caplog.records)
 
 
 def test_the_switch_and_the_users_folder(monkeypatch, tmp_path):
     monkeypatch.setenv(library.SWITCH, "0")
     assert library.load() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert library.cache_folder() == tmp_path / "sd_fairseq"
+    assert cache.home() == tmp_path / "sd_fairseq"
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_compiler_is_the_usual_one(monkeypatch, text):
+    monkeypatch.setenv("CXX", text)
+    monkeypatch.setattr(library, "load_once", lambda compiler, folder: compiler)
+    assert library.load() == "c++"
 
 
 def test_it_is_compiled_once_and_anew_for_another_compiler_or_processor(tmp_path):
-    cache, log = tmp_path / "cache", tmp_path / "log"
+    folder, log = tmp_path / "cache", tmp_path / "log"
     compiler = fake_compiler(tmp_path, 'touch "$2"')
-    first = library.build(compiler, cache, {"avx512f"})
-    assert library.build(compiler, cache, {"avx512f"}) == first and first.exists()
+    first = library.build(compiler, folder, {"avx512f"})
+    assert library.build(compiler, folder, {"avx512f"}) == first and first.exists()
     assert len(log.read_text().splitlines()) == 2, "compiled and linked, once"
     assert "-fopenmp" not in log.read_text().splitlines()[1], "that would link a second OpenMP"
-    others = {library.build(compiler, cache, {"avx512f", "avx512_bf16"})}
-    others.add(library.build(fake_compiler(tmp_path, 'touch "$2"', version=2), cache, {"avx512f"}))
+    others = {library.build(compiler, folder, {"avx512f", "avx512_bf16"})}
+    others.add(library.build(compiler + " -g", folder, {"avx512f"}))
     assert len(others | {first}) == 3
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and stat.S_IMODE(first.stat().st_mode) == 0o700
+    assert {path.suffix for path in folder.iterdir()} == {".so"}, "nothing is left beside"
+
+
+def test_a_compiled_library_needs_no_compiler(tmp_path):
+    compiler = fake_compiler(tmp_path, 'touch "$2"')
+    first = library.build(compiler, tmp_path / "cache", {"avx512f"})
+    os.remove(compiler)
+    assert library.build(compiler, tmp_path / "cache", {"avx512f"}) == first
+
+
+def damage(path, kind):
+    """What may have happened to a compiled library."""
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif kind == "another's content":
+        path.write_bytes(b"evil")
+    elif kind == "writable by others":
+        path.chmod(0o722)
+    elif kind == "a link":
+        os.rename(str(path), str(path) + ".away")
+        path.symlink_to(str(path) + ".away")
+    elif kind == "another's":
+        os.chown(str(path), 12345, -1)
+
+
+DAMAGES = ["cut short", "another's content", "writable by others", "a link", "another's"]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_library_that_is_not_whole_and_ours_is_made_anew(tmp_path, caplog, kind):
+    if kind == "another's" and os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    compiler = fake_compiler(tmp_path, 'echo library > "$2"')
+    path = library.build(compiler, tmp_path / "cache", {"avx512f"})
+    damage(path, kind)
+    assert library.build(compiler, tmp_path / "cache", {"avx512f"}) == path
+    assert path.read_text() == "library\n" and cache.why_not_ours(path) is None
+    assert len((tmp_path / "log").read_text().splitlines()) == 4, "compiled again"
+    assert "not loaded" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["writable by others", "another's", "a file", "below a file", "a link"])
+def test_a_folder_that_is_not_ours_is_left_for_a_private_one(tmp_path, monkeypatch, kind):
+    if kind == "another's" and os.getuid() != 0:
+        pytest.skip("only root can give a folder away")
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "private"))
+    folder = tmp_path / "cache"
+    if kind in ("writable by others", "another's"):
+        folder.mkdir()
+        damage(folder, kind)
+    elif kind == "a file":
+        folder.write_text("")
+    elif kind == "below a file":
+        (tmp_path / "file").write_text("")
+        folder = tmp_path / "file" / "cache"
+    else:
+        (tmp_path / "other").mkdir(mode=0o700)
+        folder.symlink_to("other")
+    compiler = fake_compiler(tmp_path, 'echo library > "$2"')
+    path = library.build(compiler, folder, {"avx512f"})
+    assert path.read_text() == "library\n"
+    assert str(path).startswith(str(tmp_path / "private")) and cache.why_not_ours(path.parent) is None
+    assert not folder.is_dir() or not list(folder.iterdir())
+
+
+def test_what_is_loaded_has_the_structures_that_python_writes(on_linux, monkeypatch):
+    native = library.load()
+    if native is None:
+        pytest.skip("needs a compiler")
+    library.check_structures(native)
+    for place in range(len(library.STRUCTURES)):
+        others = list(library.STRUCTURES)
+        fields = [*others[place]._fields_, ("one_more", library.ctypes.c_int64)]
+        others[place] = type("Other", (library.ctypes.Structure,), {"_fields_": fields})
+        monkeypatch.setattr(library, "STRUCTURES", tuple(others))
+        with pytest.raises(OSError, match="bytes, expected"):
+            library.check_structures(native)
+        monkeypatch.undo()
 
 
 def test_it_brings_no_openmp_of_its_own(on_linux):
     program = """
 import torch
-from sd_fairseq.execution.native import library
+from sd_fairseq.execution.native import cache, library
 from sd_fairseq.execution.native.caches import SourceCache
 before = library.openmp_runtimes()
 native = library.load()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sd_fairseq.execution import packed_linear
 from sd_fairseq.execution.packed_linear import Int8Linear, PackedLinear, can_pack
 
 
@@ -28,6 +29,29 @@ def test_bfloat16_is_packed_where_the_machine_can_and_equals_the_plain_product()
 
 def test_small_weights_are_left_as_they_are():
     assert not can_pack(torch.randn(16, 16))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_all_numbers_share_few_kernels_and_give_the_plain_product(monkeypatch, dtype):
+    """oneDNN compiles a kernel for every number of rows and keeps it."""
+    weight = (torch.randn(512, 512) * 0.05).to(dtype)
+    packed, seen = PackedLinear(weight), set()
+    if not packed.is_packed:
+        pytest.skip("this machine packs none of that type")
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def watched(x, *more):
+        seen.add(x.size(0))
+        return product(x, *more)
+
+    monkeypatch.setattr(packed_linear, "multiply_packed", watched)
+    for rows in [*range(1, 130), 500, 1000, 1023]:
+        x = torch.randn(rows, 512).to(dtype)
+        out = packed(x)
+        assert out.shape == (rows, 512)
+        torch.testing.assert_close(out, F.linear(x, weight), atol=0.06 if dtype == torch.bfloat16 else 1e-4, rtol=0.02)
+    assert len(seen) <= packed_linear.ROWS_ROUNDED + 6
 
 
 @torch.no_grad()

@@ -63,16 +63,24 @@ def test_a_switchable_checkpoint_brings_its_policy_and_the_learners_state(policy
     assert decisions[0].count_distinct_paths() > 1
 
 
-@pytest.mark.parametrize("kept,taken", [("network", "random"), ("network", "dense"), ("layerwise", "network")])
-def test_another_kind_of_policy_takes_the_place_of_the_checkpoints(kept, taken):
+KINDS = ["network", "layerwise", "random", "dense"]
+
+
+@pytest.mark.parametrize("kept", KINDS[:2])
+@pytest.mark.parametrize("taken", KINDS)
+@pytest.mark.parametrize("learner", [True, False])
+def test_another_kind_of_policy_takes_the_place_of_the_checkpoints(caplog, kept, taken, learner):
+    """A policy that learns and is not the checkpoint's starts afresh: said once, as a warning that names both."""
     model, other = build_model(sd_policy=kept), build_model(sd_policy=taken)
-    before = policy_state(other)
-    if kept == "layerwise":  # the learner's moments have another size: an error, not a silent fresh start
-        with pytest.raises(InputError, match="policy"):
-            other.load_state_dict(state_of(model))
-        return
-    other.load_state_dict(state_of(model), strict=True)
-    assert_same_states(policy_state(other), before)
+    before, state = policy_state(other), state_of(model)
+    state = state if learner else {key: value for key, value in state.items() if not key.startswith("policy_learner.")}
+    with caplog.at_level(logging.WARNING):
+        other.load_state_dict(state, strict=True)
+    said = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    if taken != kept:
+        assert_same_states(policy_state(other), before)
+    assert len(said) == (taken in KINDS[:2] and taken != kept)
+    assert all(kept in one and taken in one for one in said)
 
 
 def test_a_policy_of_another_decision_space_is_refused_with_both_shapes():

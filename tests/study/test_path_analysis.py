@@ -112,4 +112,4 @@ def test_a_trace_of_other_pairs_and_a_broken_file_are_one_line(tmp_path, capsys)
     (tmp_path / "p.jsonl.gz").write_bytes(b"no gzip")
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert "p.jsonl.gz:1: cannot be read" in error and error.count("\n") == 1
+    assert "p.jsonl.gz: cannot be read" in error and error.count("\n") == 1

@@ -13,12 +13,14 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import List, Optional, Set
+from typing import Any, List, Optional, Set
 
 import torch
+
+from sd_fairseq.execution.native import cache
+from sd_fairseq.execution.native.structures import STRUCTURES
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,14 @@ COMPILING_TAKES = 300  # seconds, at most
 OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[^/]*\.so[^/]*$")
 
 
+class OldProcessor(OSError):
+    """Nothing that anybody could mend: said less loudly."""
+
+
 def load() -> Optional[ctypes.CDLL]:
     """Returns the library, or None where it is switched off or cannot be had; says why in the log, once."""
-    return None if os.environ.get(SWITCH) == "0" else load_once(os.environ.get("CXX", "c++"), cache_folder())
+    compiler = " ".join((os.environ.get("CXX") or "").split()) or "c++"
+    return None if os.environ.get(SWITCH) == "0" else load_once(compiler, cache.home())
 
 
 @lru_cache(maxsize=None)
@@ -46,47 +53,60 @@ def load_once(compiler: str, folder: Path) -> Optional[ctypes.CDLL]:
     try:
         flags = processor_flags()
         if not NEEDED <= flags:
-            raise OSError("the processor has no AVX-512")
+            raise OldProcessor("the processor has no AVX-512")
         openmp = find_openmp()
         path = build(compiler, folder, flags)
         # Before the library, whose undefined GOMP_* symbols it answers: a runtime of its own would be a second pool of
         # threads, spinning on the cores of the first.
         ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("generation runs in PyTorch alone, its native part cannot be had: %s", error)
+        native = ctypes.CDLL(str(path))
+        check_structures(native)
+        return native
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        level = logging.INFO if isinstance(error, OldProcessor) else logging.WARNING
+        logger.log(level, "generation runs in PyTorch alone, its native part cannot be had: %s", error)
         return None
 
 
-def cache_folder() -> Path:
-    """The user's folder for compiled files."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "sd_fairseq"
+def check_structures(native: Any) -> None:
+    """Compares the sizes of the library's structures with what Python writes into them.
+
+    Raises:
+        OSError: they differ.
+    """
+    expected = [ctypes.sizeof(kind) for kind in STRUCTURES]
+    found = (ctypes.c_int64 * len(STRUCTURES))()
+    native.structure_sizes(found)
+    if list(found) != expected:
+        raise OSError(f"its structures have {list(found)} bytes, expected {expected}")
 
 
 def build(compiler: str, folder: Path, flags: Set[str]) -> Path:
-    """Returns the compiled library; its name tells what it was made of, for what processor and by what.
+    """Returns the compiled library; its name tells what it was made of, for what processor and by which command.
+
+    A library that is there is taken before the compiler is asked for anything: there may be none any more.
 
     Raises:
         OSError, SubprocessError: there is no compiler, or it fails.
     """
+    here = Path(__file__).parent
+    parts = [*FLAGS, compiler, *sorted(flags)]
+    parts += [path.read_text(encoding="utf-8") for path in sorted([here / SOURCE, *here.glob("*.h")])]
+    name = f"native-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
+    found = cache.find(folder, name)
+    if found is not None:
+        return found
     command = compiler.split()
     if shutil.which(command[0]) is None:
         raise OSError(f"there is no compiler {command[0]!r}")
-    version = run([*command, "--version"])
-    here = Path(__file__).parent
-    parts = [*FLAGS, version, *sorted(flags)]
-    parts += [path.read_text(encoding="utf-8") for path in sorted([here / SOURCE, *here.glob("*.h")])]
-    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    path = folder / f"native-{name}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=str(folder)) as beside:
-            made, library = os.path.join(beside, "native.o"), os.path.join(beside, "native.so")
-            run([*command, *FLAGS, "-c", str(here / SOURCE), "-o", made])
-            run([*command, "-shared", made, "-o", library])  # without -fopenmp: see load_once
-            os.replace(library, str(path))
-    return path
+
+    def make(beside: str) -> str:
+        made, library = os.path.join(beside, "native.o"), os.path.join(beside, "native.so")
+        run([*command, *FLAGS, "-c", str(here / SOURCE), "-o", made])
+        run([*command, "-shared", made, "-o", library])  # without -fopenmp: see load_once
+        return library
+
+    return cache.store(folder, name, make)
 
 
 def run(command: List[str]) -> str:

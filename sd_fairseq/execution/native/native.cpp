@@ -5,6 +5,15 @@
 
 extern "C" {
 
+// The sizes of all structures in bytes, in the order of structures.py: the loader compares them with its own.
+void structure_sizes(int64_t* sizes) {
+    sizes[0] = sizeof(Product);
+    sizes[1] = sizeof(Norm);
+    sizes[2] = sizeof(Sublayer);
+    sizes[3] = sizeof(Layer);
+    sizes[4] = sizeof(Decoder);
+}
+
 // Runs all layers on x [sentences * beam, dim] in place.
 //   ancestors: [sentences, beam, ancestors_stride], the hypothesis that each one continues at every step until now
 void decoder_step(const Decoder* decoder, int is_bf16, float* x, int64_t step, const int32_t* ancestors,

@@ -1,4 +1,4 @@
-"""The structures of the native decoder step, field by field as decoder_step.cpp has them."""
+"""The structures of the native decoder step, field by field as decoder_step.h has them."""
 
 from __future__ import annotations
 
@@ -69,3 +69,7 @@ class DecoderPointers(ctypes.Structure):
         ("inner", c_void_p),
         ("projected", c_void_p),
     ]
+
+
+# in the order of native.cpp's structure_sizes
+STRUCTURES = (ProductPointers, NormPointers, SublayerPointers, LayerPointers, DecoderPointers)

@@ -25,12 +25,13 @@ from torch import Tensor
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.convert.export_layers import Norms, StockLayer, describe_changes, nearest_path, stock_layers
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
 from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-from sd_fairseq.whole_files import check_places, whole
+from sd_fairseq.whole_files import check_places, write_with
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
 SITE_OF_MODULE = {
@@ -77,9 +78,13 @@ def read_switchable(path: str) -> Switchable:
         InputError: missing, truncated, foreign, or of another architecture.
     """
     check_checkpoint(path, "checkpoint")
-    with warnings.catch_warnings():  # hydra's, about fairseq's use of it
-        warnings.simplefilter("ignore")
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    with warnings.catch_warnings(), loading(path, "checkpoint"):
+        warnings.simplefilter("ignore")  # hydra's, about fairseq's use of it
+        return _describe(checkpoint_utils.load_checkpoint_to_cpu(path), path)
+
+
+def _describe(state: Dict[str, Any], path: str) -> Switchable:
+    """Completes the options of a loaded checkpoint."""
     args = argparse.Namespace(**_to_dictionary(state["cfg"]["model"]))
     task = _to_dictionary(state["cfg"]["task"])
     criterion = _to_dictionary(state["cfg"].get("criterion") or argparse.Namespace())
@@ -201,19 +206,6 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def write_checkpoint(path: str, checkpoint: Dict[str, Any]) -> None:
-    """Writes beside the place and renames, so that the file is whole or absent.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        with whole(path) as part:
-            torch.save(checkpoint, part)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
-        raise InputError(f"cannot write {path}: {error}") from error
-
-
 def choose_path(source: Switchable, wanted: str, trace: Optional[str]) -> Path:
     """Reads ``--path``.
 
@@ -242,7 +234,7 @@ def export(options: argparse.Namespace) -> List[str]:
     wanted = choose_path(source, options.path, options.trace)
     path = nearest_path(wanted, source.space, source.norms) if options.nearest else wanted
     checkpoint = freeze(source, path)
-    write_checkpoint(options.output, checkpoint)
+    write_with(options.output, lambda stream: torch.save(checkpoint, stream))
     args, weights = checkpoint["args"], checkpoint["model"]
     before = sum(value.numel() for key, value in source.weights.items() if not key.startswith(POLICY_KEYS))
     after = sum(value.numel() for value in weights.values())

@@ -14,7 +14,7 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
-from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision, packed_weights
 from sd_fairseq.plugin.generation.native_search import start_search
 
 PRECISIONS = {
@@ -73,9 +73,8 @@ class FastModel(EnsembleModel):
         """Encodes a batch: one :class:`EncodedSource` in a list."""
         model = self.single_model
         precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
-        if self.weights is None or self.weights.precision != precision or not self.weights.is_of(model):
-            self.weights = None  # the old copy goes before the new one comes
-            self.weights = FastWeights(model, precision)
+        self.weights = None  # no longer needed if it is of other values
+        self.weights = packed_weights(model, precision)
         stages = getattr(model.encoder.policy, "stages", ())
         if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
             return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), precision.dtype)]

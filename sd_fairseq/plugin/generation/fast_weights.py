@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, List, MutableMapping, NamedTuple, Optional, Tuple, Union
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,7 @@ class FastWeights:
     def __init__(self, model: Any, precision: Precision):
         encoder, decoder = model.encoder, model.decoder
         self.fingerprint = take_fingerprint(model)
-        self.precision = precision
+        self.precision, self.device = precision, device_of(model)
         activation = model.args.activation_fn
         self.encoder_layers = [LayerWeights(layer, activation, precision) for layer in encoder.layers]
         self.decoder_layers = [LayerWeights(layer, activation, precision) for layer in decoder.layers]
@@ -135,7 +136,34 @@ class FastWeights:
 
     def is_of(self, model: Any) -> bool:
         """Tells whether the model's weights are still those that were packed."""
+        if self.device != device_of(model):
+            return False
         return all(torch.equal(old, new) for old, new in zip(self.fingerprint, take_fingerprint(model)))
+
+
+PACKED: MutableMapping[Any, FastWeights] = WeakKeyDictionary()  # model -> its weights, packed last
+
+
+def packed_weights(model: Any, precision: Precision) -> FastWeights:
+    """Returns a model's packed weights; they are packed again only for others, another precision or another device.
+
+    They belong to the model and not to a generator: fairseq's hub builds a generator a call.
+
+    Args:
+        model: a switchable BART.
+        precision: see :class:`Precision`.
+    """
+    weights = PACKED.get(model)
+    if weights is None or weights.precision != precision or not weights.is_of(model):
+        PACKED.pop(model, None)
+        del weights  # the old copy goes before the new one comes
+        PACKED[model] = FastWeights(model, precision)
+    return PACKED[model]
+
+
+def device_of(model: Any) -> torch.device:
+    """Returns where a model's weights are."""
+    return next(model.parameters()).device
 
 
 def optional_norm(module: Optional[nn.Module], dtype: torch.dtype) -> Optional[Norm]:
@@ -176,12 +204,13 @@ def bias_of(linear: nn.Module) -> Tensor:
 def take_fingerprint(model: Any) -> Tuple[Tensor, Tensor]:
     """Returns what changes when the model's weights do: their version counters and a few values of each.
 
-    Optimizers move every value of a weight, some of them without touching its version counter.
+    Optimizers move every value of a weight, some of them without touching its version counter. All values are copied
+    at once: a GPU starts one kernel for hundreds of weights.
     """
     versions, values = [], []
     for parameter in model.parameters():
         versions.append(parameter._version)
         flat = parameter.detach().reshape(-1)
         stride = max(1, flat.numel() // FINGERPRINT_VALUES)
-        values.append(flat[::stride][:FINGERPRINT_VALUES].float())
-    return torch.tensor(versions), torch.cat(values).cpu()
+        values.append(flat[::stride][:FINGERPRINT_VALUES])
+    return torch.tensor(versions), torch.cat(values).float().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Container, Dict, List
+from typing import Any, Container, Dict, List, Optional
 
 from sd_fairseq.plugin.guards.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.guards.errors import InputError
@@ -38,6 +38,34 @@ def stored_options(path: str) -> Dict[str, Any]:
         return flat.attributes or {}
     model = content["cfg"].get("model")
     return (model.attributes if isinstance(model, Inert) else model) or {}
+
+
+def stored_task(path: str) -> Optional[str]:
+    """Reads the name of the task that a checkpoint was trained for; None where it does not say.
+
+    Args:
+        path: as :func:`stored_options`.
+    """
+    content = read_tables(path).content
+    flat = content.get("args")
+    if flat is not None:
+        return (flat.attributes or {}).get("task")
+    task = content["cfg"].get("task")
+    options = (task.attributes if isinstance(task, Inert) else task) or {}
+    return options.get("_name") or options.get("task")
+
+
+def stored_symbols(path: str) -> Optional[int]:
+    """Reads how many symbols a checkpoint has embeddings for; None where it has none.
+
+    Args:
+        path: as :func:`stored_options`.
+    """
+    value = read_tables(path).content["model"].get("encoder.embed_tokens.weight")
+    arguments = getattr(value, "arguments", ())
+    if arguments and getattr(arguments[0], "arguments", ()):  # a parameter around its tensor
+        arguments = arguments[0].arguments
+    return int(arguments[2][0]) if len(arguments) > 2 and arguments[2] else None
 
 
 def has_policy(path: str) -> bool:

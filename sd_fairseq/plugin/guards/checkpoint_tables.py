@@ -6,6 +6,8 @@ import pickle
 import zipfile
 from typing import Any, BinaryIO, Dict, NamedTuple, Tuple
 
+from sd_fairseq.user_files import open_input
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file written by torch.save before torch 1.6
 _ELEMENT_BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}  # any other: 1
 
@@ -22,12 +24,14 @@ class Inert(dict):
 
     Attributes:
         attributes: what the object would have held, such as the dictionary of a Namespace; None = nothing.
+        arguments: what it would have been made of, such as the storage, offset and size of a tensor.
     """
 
     attributes: Any = None
 
     def __init__(self, *values, **named):
         super().__init__()
+        self.arguments = values
 
     def __setstate__(self, state):
         self.attributes = state
@@ -66,7 +70,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 def read_tables(path: str) -> Tables:
     """Read a file of torch.save in either format and check that every tensor it names is all there."""
-    with open(path, "rb") as data:
+    with open_input(path) as data:
         start = data.read(2)
         data.seek(0)
         if not start:

@@ -1,14 +1,13 @@
 """Bad input ends a fairseq command with one clear line instead of a traceback."""
 
+import atexit
 import os
 import sys
-from typing import Iterator, Optional
+from typing import Optional
 
-TRACEBACK_VARIABLE = "SD_FAIRSEQ_TRACEBACK"
+from sd_fairseq.errors import TRACEBACK_VARIABLE, InputError, drop_standard_output, find_message
 
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line naming what was found and what was expected."""
+__all__ = ["InputError", "fairseq_command", "find_message", "install_one_line_errors"]
 
 
 def fairseq_command(program: str) -> Optional[str]:
@@ -32,41 +31,12 @@ def fairseq_command(program: str) -> Optional[str]:
     return None
 
 
-def find_message(error: Optional[BaseException]) -> Optional[str]:
-    """Find the message of an InputError behind an exception.
-
-    Args:
-        error: any exception. An InputError may be the exception itself, one that it was raised from or during, or,
-            where it crossed a process border (data loader workers, spawned ranks), part of its text.
-
-    Returns:
-        The message on one line, or None when no InputError is behind the exception.
-    """
-    prefix = "{}.{}: ".format(InputError.__module__, InputError.__qualname__)
-    for link in _walk_chain(error):
-        text = str(link)
-        if prefix in text:
-            return " ".join(text.rsplit(prefix, 1)[1].split())
-        if isinstance(link, InputError):
-            return " ".join(text.split())
-    return None
-
-
-def _walk_chain(error: Optional[BaseException]) -> Iterator[BaseException]:
-    waiting, seen = [error], set()
-    while waiting:
-        link = waiting.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            yield link
-            waiting += [link.__context__, link.__cause__]
-
-
 def install_one_line_errors() -> None:
     """Let an uncaught InputError print one line, if this process is a fairseq command line.
 
-    The exit code stays 1. With SD_FAIRSEQ_TRACEBACK=1 in the environment the traceback is printed too. Every other
-    exception goes to the hook that was set before. Calling it again changes nothing.
+    The exit code stays 1. With SD_FAIRSEQ_TRACEBACK=1 in the environment the traceback is printed too. Where the reader
+    of standard output has gone (``| head``), the command ends in silence. Every other exception goes to the hook that
+    was set before. Calling it again changes nothing.
     """
     previous = sys.excepthook
     if fairseq_command(sys.argv[0] if sys.argv else "") is None or hasattr(previous, "prints_input_errors"):
@@ -74,6 +44,9 @@ def install_one_line_errors() -> None:
 
     def print_one_line(kind, error, traceback):
         message = find_message(error)
+        if message is None and isinstance(error, BrokenPipeError):
+            drop_standard_output()
+            return
         if message is None or os.environ.get(TRACEBACK_VARIABLE) == "1":
             previous(kind, error, traceback)
         if message is not None:
@@ -81,3 +54,12 @@ def install_one_line_errors() -> None:
 
     print_one_line.prints_input_errors = True
     sys.excepthook = print_one_line
+    atexit.register(flush_standard_output)
+
+
+def flush_standard_output() -> None:
+    """Prints what is still to be printed; in silence where the reader has gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_standard_output()

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from sd_fairseq.plugin.guards.checkpoint_structure import take_structure
+from sd_fairseq.plugin.guards.checkpoint_structure import stored_symbols, take_structure
 from sd_fairseq.plugin.guards.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.guards.compatibility import loads_weights_only
 from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
@@ -19,6 +19,7 @@ from sd_fairseq.plugin.guards.precision_checks import add_options as add_precisi
 from sd_fairseq.plugin.guards.precision_checks import check_precision
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES, check_effects, flag, options_with_conditions
 from sd_fairseq.plugin.guards.restart import mend_last_checkpoint
+from sd_fairseq.whole_files import check_places
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,15 @@ def check_command_line(argv: Sequence[str]) -> None:
         if "sd_policy_criterion" in argv or "--criterion=sd_policy_criterion" in argv:
             check_effects(typed_options(argv[1:]))
         _mend_last_checkpoint(options)
-    for option, path in _find_checkpoints(command.replace("_", "-"), options):
+    found = _find_checkpoints(command.replace("_", "-"), options)
+    for option, path in found:
         if "://" not in path:
             check_checkpoint(path, option)
+    if command in ("generate", "interactive") and options.sd_trace:
+        try:
+            check_places([options.sd_trace], [*(path for _, path in found), options.input])
+        except InputError as error:
+            raise InputError(f"--sd-trace {error}") from error
 
 
 def prepare_training(args: Any) -> List[str]:
@@ -147,6 +154,25 @@ def check_checkpoint(path: str, option: str) -> None:
         _check_types(place, tables.pickle_bytes)
 
 
+def check_teacher(path: str, dictionary: Any) -> None:
+    """Refuses a ``--sd-teacher`` of another dictionary.
+
+    Args:
+        path: its checkpoint.
+        dictionary: of the data.
+
+    Raises:
+        InputError: unreadable, or of another number of symbols.
+    """
+    check_checkpoint(path, "--sd-teacher")
+    found, expected = stored_symbols(path), len(dictionary)
+    has_mask_row = found == expected + 1 and "<mask>" not in dictionary
+    if found not in (None, expected) and not has_mask_row:
+        raise InputError(
+            f"--sd-teacher {path}: was made with a dictionary of {found} symbols, the data's has {expected}"
+        )
+
+
 def _check_content(place: str, content: Any) -> None:
     """Refuse what is not a fairseq checkpoint."""
     expected = "expected a fairseq checkpoint with 'model' and one of 'args' and 'cfg'"
@@ -180,7 +206,7 @@ def _read_options(arguments: Sequence[str]) -> Optional[argparse.Namespace]:
             raise InputError(message)
 
     parser = Parser(add_help=False, allow_abbrev=False)
-    for name in ("path", "lm-path", "finetune-from-model", "continue-once", "arch", "ddp-backend"):
+    for name in ("path", "lm-path", "finetune-from-model", "continue-once", "arch", "ddp-backend", "sd-trace", "input"):
         parser.add_argument("--" + name)
     parser.add_argument("--restore-file", default=DEFAULT_RESTORE_FILE)
     parser.add_argument("--save-dir", default="checkpoints")

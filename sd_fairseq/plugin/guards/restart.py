@@ -7,11 +7,9 @@ it: a kill in that moment leaves a whole ``checkpoint_1_500.pt`` and half a ``ch
 import glob
 import logging
 import os
-import shutil
-import tempfile
 from typing import Callable, List, Optional
 
-from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.whole_files import copy_whole
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +42,3 @@ def newest_first(folder: str, suffix: str) -> List[str]:
     """Lists the checkpoints of a folder that fairseq may have copied from, the last written first."""
     names = glob.glob(os.path.join(glob.escape(folder), "checkpoint*" + glob.escape(suffix) + ".pt"))
     return sorted((name for name in names if os.path.isfile(name)), key=os.path.getmtime, reverse=True)
-
-
-def copy_whole(source: str, target: str) -> None:
-    """Copies a file so that ``target`` is the old or the new one at any moment, also beside other ranks that do it.
-
-    Raises:
-        InputError: no room, or no right to write.
-    """
-    try:
-        folder, name = os.path.split(target)
-        handle, beside = tempfile.mkstemp(prefix=name + ".", suffix=".tmp", dir=folder or ".")
-        os.close(handle)
-        try:
-            shutil.copyfile(source, beside)
-            shutil.copymode(source, beside)
-            os.replace(beside, target)
-        finally:
-            if os.path.exists(beside):
-                os.remove(beside)
-    except OSError as error:
-        raise InputError(f"{target} is cut short and could not be replaced by {source}: {error}") from error

@@ -20,6 +20,23 @@ class SwitchableHubInterface(BARTHubInterface):
         cfg, task, model: as BART's.
     """
 
+    def encode(self, sentence: str, *addl_sentences: str, no_separator: bool = True) -> Tensor:
+        """As BART's, but what the dictionary does not know is ``<unk>``; fairseq's adds it, and the model has no row.
+
+        Args:
+            sentence, addl_sentences: texts.
+            no_separator: False = a second ``</s>`` between texts.
+
+        Returns:
+            LongTensor [S].
+        """
+        first = self.bpe.encode(sentence).split(" ")[: min(self.max_positions) - 2]
+        pieces = ["<s>", *first, "</s>"]
+        for text in addl_sentences:
+            pieces += [*([] if no_separator else ["</s>"]), self.bpe.encode(text), "</s>"]
+        dictionary = self.task.source_dictionary
+        return dictionary.encode_line(" ".join(pieces), append_eos=False, add_if_not_exist=False).long()
+
     def predict(
         self, head: str, tokens: Tensor, return_logits: bool = False, decision_log: Optional[List[Decisions]] = None
     ) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import nullcontext
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from fairseq.file_utils import load_archive_file
@@ -222,6 +222,7 @@ class SwitchableBARTModel(BARTModel):
 
     def _fill_policy(self, state_dict: Dict[str, Any], prefix: str) -> None:
         own = {k: v for k, v in self.state_dict().items() if k.startswith(POLICY_KEYS)}
+        self._drop_another_policy(state_dict, prefix, own)
         missing = [key for key in own if prefix + key not in state_dict]
         for key, value in own.items():
             found = state_dict.get(prefix + key)
@@ -241,9 +242,24 @@ class SwitchableBARTModel(BARTModel):
         if any(key.startswith("encoder.policy.") and not key.endswith(".shift") for key in missing):
             logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
 
+    def _drop_another_policy(self, state_dict: Dict[str, Any], prefix: str, own: Iterable[str]) -> None:
+        """Leaves out a policy of another kind than the model's, its learner's state too, and says so."""
+        found, wanted = stored_policy(key[len(prefix) :] for key in state_dict), stored_policy(own)
+        if found and wanted and found != wanted:
+            text = "the checkpoint's policy is of kind %s, --sd-policy is %s: it is left out and a fresh one starts"
+            logger.warning(text, found, wanted)
+            for key in [key for key in state_dict if key.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
+                del state_dict[key]
+
     def max_decoder_positions(self) -> int:
         """Longest target, in tokens."""
         return self.decoder.max_positions()
+
+
+def stored_policy(keys: Iterable[str]) -> Optional[str]:
+    """Tells by the names of a checkpoint's weights which kind of ``--sd-policy`` it holds; None = none that learns."""
+    names = {key.split(".")[2] for key in keys if key.startswith("encoder.policy.")}
+    return "layerwise" if "networks" in names else "network" if names else None
 
 
 @register_model_architecture("switchable_bart", "switchable_bart")

@@ -5,15 +5,11 @@ Every fault ends in one line naming file, line and fault.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.user_files import read_json_lines, read_table
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,7 @@ def read_examples(path: str, task: SentenceTask, needs_labels: bool = True) -> L
         InputError: naming file, line and fault: unreadable, no such column, a label outside the set, an empty text.
     """
     examples = []
-    for number, row in _read_rows(path):
-        place = f"{path}:{number}"
+    for place, row in _read_rows(path):
         missing = [name for name in task.columns if row.get(name) is None]
         has_label = row.get(task.label_column) is not None
         if missing or (needs_labels and not has_label):
@@ -91,70 +86,22 @@ def read_examples(path: str, task: SentenceTask, needs_labels: bool = True) -> L
     return examples
 
 
-def _text_of(row: Dict[str, object], name: str, place: str) -> str:
+def _text_of(row: Mapping[str, object], name: str, place: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise InputError(f"{place}: column {name!r} is {value!r}, expected a text")
     return value
 
 
-def _read_rows(path: str) -> Iterator[Tuple[int, Dict[str, object]]]:
-    """Yields (line number, column -> value)."""
+def _read_rows(path: str) -> Iterator[Tuple[str, Mapping[str, object]]]:
+    """Yields place (file and line) and column -> value."""
     name = path[:-3] if path.endswith(".gz") else path
-    text = io.StringIO(_read_text(path), newline="")
     if name.endswith(".jsonl"):
-        yield from _read_json_lines(path, text)
+        yield from read_json_lines(path)
     elif name.endswith((".tsv", ".csv")):
-        yield from _read_table(path, text, "," if name.endswith(".csv") else "\t")
+        yield from read_table(path, "," if name.endswith(".csv") else "\t")
     else:
         raise InputError(f"{path}: expected a .tsv, .csv or .jsonl file, or one of them with .gz")
-
-
-def _read_text(path: str) -> str:
-    try:
-        opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-        with opened as stream:
-            content = stream.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 text (byte {content[error.start]:#04x})") from error
-
-
-def _read_json_lines(path: str, text: io.StringIO) -> Iterator[Tuple[int, Dict[str, object]]]:
-    for number, line in enumerate(text, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: found a JSON {type(row).__name__}, expected an object")
-        yield number, row
-
-
-def _read_table(path: str, text: io.StringIO, delimiter: str) -> Iterator[Tuple[int, Dict[str, object]]]:
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
-    header: Sequence[str] = ()
-    last = 1
-    try:
-        for cells in reader:
-            number, last = last, reader.line_num + 1  # a quoted cell may hold line ends
-            if not cells:
-                continue
-            if not header:
-                header = cells
-            elif len(cells) != len(header):
-                raise InputError(f"{path}:{number}: {len(cells)} columns, the header has {len(header)}")
-            else:
-                yield number, dict(zip(header, cells))
-    except csv.Error as error:
-        raise InputError(f"{path}:{last}: {error}") from error
 
 
 def shorten(texts: Sequence[Sequence[str]], max_tokens: int) -> List[List[str]]:

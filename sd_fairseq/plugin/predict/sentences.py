@@ -25,10 +25,10 @@ from sd_fairseq.plugin.predict.shared import (
     load_hub,
     summarise_paths,
     write_summary,
-    write_whole,
 )
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
-from sd_fairseq.whole_files import check_places
+from sd_fairseq.user_files import read_json_object
+from sd_fairseq.whole_files import check_places, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +136,28 @@ def summarise(predictions: Sequence[Prediction], labels: Sequence[str]) -> Dict[
     return {**summary, **summarise_paths([one.trace for one in predictions])}
 
 
+def read_prepared(folder: str) -> Dict[str, Any]:
+    """Reads what ``prepare.py`` noted about a data folder.
+
+    Raises:
+        InputError: a folder that it did not make.
+    """
+    try:
+        record = read_json_object(os.path.join(folder, "prepared.json"))
+        for name in ("columns", "labels"):
+            if not isinstance(record.get(name), list) or not all(isinstance(one, str) for one in record[name]):
+                raise InputError(f"{name!r} is {record.get(name)!r}, expected a list of texts")
+        for name in ("label_column", "bpe"):
+            if not isinstance(record.get(name), str):
+                raise InputError(f"{name!r} is {record.get(name)!r}, expected a text")
+    except InputError as error:
+        raise InputError(f"{folder}: was not made by examples/glue/prepare.py ({error})") from error
+    return record
+
+
 def load_predictor(options: argparse.Namespace) -> Tuple[SentencePredictor, SentenceTask]:
     """Loads checkpoint, BPE and what ``prepare.py`` noted about the data."""
-    try:
-        with open(os.path.join(options.data, "prepared.json"), encoding="utf-8") as text:
-            record = json.load(text)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{options.data}: was not made by examples/glue/prepare.py ({error})") from error
+    record = read_prepared(options.data)
     if options.columns and len(options.columns) != len(record["columns"]):
         known = f"{len(record['columns'])}: {', '.join(record['columns'])}"
         raise InputError(f"--columns {' '.join(options.columns)}: expected as many as in training, {known}")
@@ -160,7 +175,7 @@ def load_predictor(options: argparse.Namespace) -> Tuple[SentencePredictor, Sent
     else:
         bpe_options = {"bpe": "sentencepiece"}
         bpe_options["sentencepiece_model"] = os.path.abspath(os.path.join(options.data, "sentencepiece.model"))
-    hub = load_hub(options, bpe_options)
+    hub = load_hub(options, bpe_options, "switchable_sentence_prediction")
     return SentencePredictor(hub, hub.bpe, task.labels, int(record.get("max_tokens", 0))), task
 
 
@@ -182,6 +197,6 @@ def classify(options: argparse.Namespace) -> Dict[str, Any]:
     predictions = predictor.predict(examples, options.batch_size)
     summary = summarise(predictions, task.labels)
     if options.output:
-        write_whole(options.output, "".join(one.to_json_line() + "\n" for one in predictions))
+        write_text(options.output, "".join(one.to_json_line() + "\n" for one in predictions))
     write_summary(options, summary)
     return summary

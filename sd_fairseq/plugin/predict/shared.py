@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any, Dict, List, Sequence
 
@@ -14,24 +13,36 @@ from sd_fairseq.cost.path_flops import Lengths
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.evaluation.skip_report import summarise_trace
+from sd_fairseq.plugin.guards.checkpoint_structure import stored_task
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.loading import loading
+from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.switchable_bart import SwitchableBARTModel
 from sd_fairseq.plugin.tasks.trace_recorder import describe_batch
-from sd_fairseq.whole_files import write_text
+from sd_fairseq.whole_files import write_json
 
 
-def load_hub(options: argparse.Namespace, bpe_options: Dict[str, str]) -> SwitchableHubInterface:
+def load_hub(options: argparse.Namespace, bpe_options: Dict[str, str], task: str) -> SwitchableHubInterface:
     """Loads a checkpoint.
 
     Args:
         options: with path, data, dense and cuda.
         bpe_options: what fairseq's hub interface is told about the data's tokeniser.
+        task: that the checkpoint was trained for.
+
+    Raises:
+        InputError: an unreadable checkpoint, or one of another task.
     """
+    check_checkpoint(options.path, "--path")
+    trained = stored_task(options.path)
+    if trained not in (None, task, task.replace("switchable_", "", 1)):  # fairseq's own gets a policy here
+        raise InputError(f"--path {options.path}: was trained with --task {trained}, expected --task {task}")
     folder, name = os.path.split(os.path.abspath(options.path))
     overrides: Dict[str, Any] = {"sd_policy": "dense"} if options.dense else {}
     data = os.path.abspath(options.data)
-    hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options, **overrides)
+    with loading(options.path, "--path"):
+        hub = SwitchableBARTModel.from_pretrained(folder, name, data, **bpe_options, **overrides)
     return hub.cuda() if options.cuda else hub
 
 
@@ -78,19 +89,7 @@ def summarise_paths(traces: Sequence[TraceRecord]) -> Dict[str, Any]:
     return {name: getattr(report, name) for name in names.split()}
 
 
-def write_whole(path: str, text: str) -> None:
-    """Writes beside the place and renames, so that the file is whole or absent.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
 def write_summary(options: argparse.Namespace, summary: Dict[str, Any]) -> None:
     """Writes ``--summary``, if it is wanted."""
     if options.summary:
-        write_whole(options.summary, json.dumps(summary, indent=1) + "\n")
+        write_json(options.summary, summary)

@@ -25,7 +25,6 @@ from sd_fairseq.plugin.predict.shared import (
     load_hub,
     summarise_paths,
     write_summary,
-    write_whole,
 )
 from sd_fairseq.plugin.squad.answers import (
     Span,
@@ -36,11 +35,11 @@ from sd_fairseq.plugin.squad.answers import (
     no_answer_probability,
     rank_spans,
 )
-from sd_fairseq.plugin.squad.offsets import bpe_options
+from sd_fairseq.plugin.squad.offsets import bpe_options, load_tokeniser
 from sd_fairseq.plugin.squad.window_dataset import collate_windows
 from sd_fairseq.plugin.squad.windows import Window
 from sd_fairseq.plugin.tasks.trace_recorder import space_and_shape
-from sd_fairseq.whole_files import check_places
+from sd_fairseq.whole_files import check_places, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +187,8 @@ def render_files(replies: Sequence[Reply], threshold: Optional[float], options: 
 
 def load_predictor(options: argparse.Namespace) -> SquadPredictor:
     """Loads the checkpoint with the tokeniser of the data folder."""
-    hub = load_hub(options, bpe_options(os.path.abspath(options.data)))
-    if not hasattr(hub.task, "maker"):
-        raise InputError(f"{options.path}: was not trained with --task switchable_squad")
+    load_tokeniser(options.data)
+    hub = load_hub(options, bpe_options(os.path.abspath(options.data)), "switchable_squad")
     return SquadPredictor(hub, options.n_best, options.answer_tokens)
 
 
@@ -217,7 +215,7 @@ def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
         options: of ``sd-answer``.
 
     Raises:
-        InputError, SquadError: naming the option or the place in a file.
+        InputError: naming the option or the place in a file.
     """
     check_options(options)
     outputs = [options.output, options.na_probs, options.n_best_output, options.decisions, options.summary]
@@ -229,6 +227,6 @@ def answer_all(options: argparse.Namespace) -> Dict[str, Any]:
     replies = load_predictor(options).predict(questions, options.batch_size)
     summary = summarise(replies, threshold)
     for path, text in render_files(replies, threshold, options).items():
-        write_whole(path, text)
+        write_text(path, text)
     write_summary(options, summary)
     return summary

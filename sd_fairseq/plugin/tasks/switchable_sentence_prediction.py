@@ -14,6 +14,7 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
 from sd_fairseq.plugin.criterions.sentence_evaluator import SentenceEvaluator
+from sd_fairseq.plugin.guards.dictionaries import read_dictionary
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
@@ -69,6 +70,13 @@ class SwitchableSentencePredictionTask(SwitchableTaskMixin, SentencePredictionTa
         if not cfg.regression_target and labels != cfg.num_classes:
             raise InputError(f"--num-classes {cfg.num_classes}, but the data's label dictionary has {labels} labels")
         return task
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        """As sentence prediction's, with one line where it cannot be read."""
+        dictionary = read_dictionary(filename)
+        dictionary.add_symbol("<mask>")
+        return dictionary
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> Any:
         """As sentence prediction's; with ``--sd-sort-by-length`` ordered by length, equal ones at random."""

@@ -16,8 +16,9 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES, parse_token_strategies
-from sd_fairseq.evaluation.squad_data import Question, SquadError, read_questions
+from sd_fairseq.evaluation.squad_data import Question, read_questions
 from sd_fairseq.plugin.criterions.span_evaluator import SpanEvaluator
+from sd_fairseq.plugin.guards.dictionaries import read_dictionary
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.span_head import register_span_head
 from sd_fairseq.plugin.squad.offsets import load_tokeniser
@@ -82,7 +83,7 @@ class SwitchableSquadTask(SwitchableTaskMixin, FairseqTask):
         path = os.path.join(cfg.data, "dict.txt")
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; examples/squad/prepare.py makes the data folder")
-        dictionary = Dictionary.load(path)
+        dictionary = read_dictionary(path)
         dictionary.add_symbol("<mask>")  # bart.large has a row for it
         return cls(cfg, dictionary, WindowMaker(load_tokeniser(cfg.data), dictionary, sizes))
 
@@ -111,10 +112,7 @@ class SwitchableSquadTask(SwitchableTaskMixin, FairseqTask):
         found = [path for path in paths if os.path.isfile(path)]
         if not found:
             raise InputError(f"{paths[0]}: no such file, plain or .gz")
-        try:
-            return read_questions(found[0])
-        except SquadError as error:
-            raise InputError(str(error)) from error
+        return read_questions(found[0])
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> WindowDataset:
         """Loads a split and cuts it into windows."""

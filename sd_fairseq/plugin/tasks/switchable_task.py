@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, ContextManager, Dict, List, Optional, Tuple
 
-import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
@@ -18,9 +17,10 @@ from sd_fairseq.decision.token_strategies import count_kept_tokens
 from sd_fairseq.plugin.generation.choose_path import choose_budget, choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.positions import take_positions
+from sd_fairseq.plugin.guards.dictionaries import read_dictionary
 from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
-from sd_fairseq.plugin.guards.preflight import prepare_training
-from sd_fairseq.plugin.guards.presets import PRESETS, Run, fill_criterion
+from sd_fairseq.plugin.guards.preflight import check_teacher, prepare_training
+from sd_fairseq.plugin.guards.presets import PRESETS, SELF_TEACHER, Run, fill_criterion
 from sd_fairseq.plugin.models.conversion import obey_architecture_override
 from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
 from sd_fairseq.plugin.tasks.backbone_update import (
@@ -31,6 +31,7 @@ from sd_fairseq.plugin.tasks.backbone_update import (
     update_backbone,
 )
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
+from sd_fairseq.plugin.tasks.data_checks import check_lengths
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
 from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
 from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder, log_decisions, read_batch
@@ -50,6 +51,11 @@ class SwitchableTaskMixin:
     slow_reasons: Tuple[str, ...] = ()
     trace_recorder: Optional[TraceRecorder] = None
     summary: Optional[GenerationSummary] = None
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        """As fairseq's, with one line where it cannot be read."""
+        return super().load_dictionary(filename) if "://" in filename else read_dictionary(filename)  # type: ignore[misc]
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """As fairseq's; a command that generates builds a plain BART as a switchable one, which runs fast.
@@ -84,6 +90,8 @@ class SwitchableTaskMixin:
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion, its preset filled in, and remembers the one that has a policy to update."""
         if getattr(cfg, "_name", getattr(cfg, "criterion", None)) == "sd_policy_criterion":
+            if getattr(cfg, "sd_teacher", None) not in (None, SELF_TEACHER):
+                check_teacher(cfg.sd_teacher, self.source_dictionary)  # type: ignore[attr-defined]
             filled = fill_criterion(cfg, self.run_options)
             if filled:
                 preset = getattr(cfg, "sd_preset", None) or PRESETS[0]
@@ -182,7 +190,10 @@ class SwitchableTaskMixin:
         return bool(getattr(self.cfg, "sd_trace", None))  # type: ignore[attr-defined]
 
     def _start_trace(self) -> TraceRecorder:
-        self.trace_recorder = self.trace_recorder or TraceRecorder(self.cfg.sd_trace)  # type: ignore[attr-defined]
+        self.trace_recorder = self.trace_recorder or TraceRecorder(
+            self.cfg.sd_trace,  # type: ignore[attr-defined]
+            str(self.cfg.data),  # type: ignore[attr-defined]
+        )
         return self.trace_recorder
 
     def _train_subset(self) -> str:
@@ -265,64 +276,3 @@ def synchronize(sample: Dict[str, Any]) -> None:
     """Waits for the accelerator, so that a time is the work's."""
     if sample["net_input"]["src_tokens"].is_cuda:
         torch.cuda.synchronize()
-
-
-def check_lengths(dataset: Any, max_positions: Any) -> None:
-    """Refuses a data set with a sentence longer than the model takes.
-
-    Args:
-        dataset: a pair data set with ``src_sizes`` and ``tgt_sizes``.
-        max_positions: (source, target) limits, or None.
-
-    Raises:
-        InputError: naming the first such sentence, its length and the limit.
-    """
-    if not isinstance(max_positions, (tuple, list)):
-        return
-    for name, limit in zip(("src", "tgt"), max_positions):
-        sizes = getattr(dataset, f"{name}_sizes", None)
-        if sizes is None or limit is None:
-            continue
-        too_long = (sizes > limit).nonzero()[0]
-        if too_long.size:
-            index = int(too_long[0])
-            side, help_ = ("source", "--truncate-source or ") if name == "src" else ("target", "")
-            raise InputError(
-                f"{side} of sentence {index} has {int(sizes[index])} tokens, the model takes {int(limit)}; use "
-                f"{help_}--skip-invalid-size-inputs-valid-test ({too_long.size} such sentences)"
-            )
-
-
-def check_not_empty(dataset: Any, split: str) -> None:
-    """Refuses a data set with an empty source line (only an end-of-sentence symbol).
-
-    Raises:
-        InputError: naming the split and the first such line, from 1.
-    """
-    empty = find_empty(dataset)
-    if empty:
-        raise InputError(f"source line {empty[0] + 1} of {split!r} is empty ({len(empty)} such lines)")
-
-
-def find_empty(dataset: Any) -> List[int]:
-    """Returns the indices of the empty source lines, ascending."""
-    sizes = getattr(dataset, "src_sizes", None)
-    if sizes is None:
-        return []
-    # --truncate-source takes the last symbol off and puts it on again, and counts it twice in the sizes
-    return [int(index) for index in (sizes <= 2).nonzero()[0] if len(dataset.src[int(index)]) <= 1]
-
-
-def leave_out_empty(dataset: Any, lines_before: int) -> None:
-    """Lets the lines of fairseq-interactive that hold nothing go unanswered, and says which they are.
-
-    Args:
-        dataset: of one buffer.
-        lines_before: lines of the buffers before it.
-    """
-    empty = find_empty(dataset)
-    for index in empty:
-        logger.warning("line %d of the input is empty and gets no answer", lines_before + index + 1)
-    if empty:
-        order = dataset.ordered_indices()
-        dataset.ordered_indices = lambda: order[~np.isin(order, empty)]

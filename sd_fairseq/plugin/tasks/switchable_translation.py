@@ -14,7 +14,8 @@ from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.guards.errors import InputError, fairseq_command
 from sd_fairseq.plugin.repairs.alignment import align_hypotheses
 from sd_fairseq.plugin.repairs.diverse_search import repair_search
-from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin, check_not_empty, leave_out_empty
+from sd_fairseq.plugin.tasks.data_checks import check_not_empty, leave_out_empty
+from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
 
 GENERATORS = ("fast", "fairseq")
 

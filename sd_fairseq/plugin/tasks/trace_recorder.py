@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import Any, Deque, Dict, List, Sequence, Tuple
 
@@ -14,6 +15,7 @@ from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import model_shape
 from sd_fairseq.plugin.tasks.trace_file import TraceFile
+from sd_fairseq.whole_files import check_places
 
 
 class TraceRecorder:
@@ -21,9 +23,15 @@ class TraceRecorder:
 
     Args:
         path: file to write, JSON lines.
+        data: folders of the data, which the file must not overwrite, as fairseq has them: with colons between.
+
+    Raises:
+        InputError: it cannot be written, or is a file of the data.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, data: str = ""):
+        folders = [folder for folder in data.split(":") if os.path.isdir(folder)]
+        check_places([path], [entry.path for folder in folders for entry in os.scandir(folder) if entry.is_file()])
         self.file = TraceFile(path)
         self.recorded, self.expected = 0, 0
         self.waiting: Deque[List[int]] = deque()

@@ -69,7 +69,7 @@ def test_finds_message_in_a_cycle_of_exceptions():
 
 
 def test_finds_message_that_crossed_a_process_border():
-    text = "-- Process 1 terminated\nTraceback:\n  File x\nsd_fairseq.plugin.guards.errors.InputError: share is 130\n"
+    text = "-- Process 1 terminated\nTraceback:\n  File x\nsd_fairseq.errors.InputError: share is 130\n"
     assert find_message(RuntimeError(text)) == "share is 130"
     assert find_message(InputError("Caught InputError in worker 0.\n" + text)) == "share is 130"
 
