@@ -106,6 +106,7 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
     import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
+    import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 
     dictionary = dictionary or build_dictionary()
     args = argparse.Namespace(arch=arch, task="translation", **{**TINY_OPTIONS, **overrides})

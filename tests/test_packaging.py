@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sd_fairseq"
-CHAPTERS = ["decision", "execution", "cost", "learning", "evaluation", "plugin", "study", "commands"]
-CORE = CHAPTERS[:5]
+CHAPTERS = ["decision", "execution", "families", "cost", "learning", "evaluation", "plugin", "study", "commands"]
+CORE = CHAPTERS[:6]
 
 
 def list_files(*chapters):

@@ -28,8 +28,8 @@ from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
-from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
+from sd_fairseq.plugin.models.switchable_model import POLICY_KEYS
 from sd_fairseq.whole_files import check_places, whole
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
