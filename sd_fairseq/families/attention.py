@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# "keys" and "values" [K, H, S, D] of the rows that keep the sub-layer; empty before the first step
+# "keys" and "values" [K, H, S, D] of the rows that keep the sub-layer, and of a source its "mask"; empty before the
+# first step
 Cache = Dict[str, Optional[Tensor]]
 
 

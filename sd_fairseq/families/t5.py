@@ -198,10 +198,13 @@ class T5DecoderLayer(T5Layer):
         beam = rows.beam
         query = self.encoder_attn_layer_norm(x)
         query = query.view(steps, kept // beam, beam, dim).transpose(1, 2).reshape(steps * beam, kept // beam, dim)
-        padding = select_rows(padding_mask, rows.cross)
-        mask = None if padding is None else padding_scores(padding, x.dtype)
-        filled = cache is not None and cache.get("keys") is not None
-        key = None if filled else select_rows(source, rows.cross, dim=1)
+        if cache is not None and cache.get("keys") is not None:  # then its rows are the search's, the source's are not
+            key, mask = None, cache["mask"]
+        else:
+            key, padding = select_rows(source, rows.cross, dim=1), select_rows(padding_mask, rows.cross)
+            mask = None if padding is None else padding_scores(padding, x.dtype)
+            if cache is not None:
+                cache["mask"] = mask
         change, weights = self.encoder_attn(query, key, mask, cache)
         change = change.view(steps, beam, kept // beam, dim).transpose(1, 2).reshape(steps, kept, dim)
         weights = weights.transpose(0, 1).view(

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from factories import along, build_model, generate, pad_rows, pick, random_batch, random_decisions, undecide
+from factories import (
+    T5_VARIANTS,
+    along,
+    build_model,
+    generate,
+    pad_rows,
+    pick,
+    random_batch,
+    random_decisions,
+    undecide,
+)
 
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.noise import Noise
@@ -16,6 +26,7 @@ VARIANTS = {
     "first attention always runs": {"sd_always_run_attention": 1},
     "tokens only": {"sd_space": "token"},
     "pre-norm": {"encoder_normalize_before": True, "decoder_normalize_before": True},
+    **T5_VARIANTS,
 }
 POLICIES = {
     "network": {},
