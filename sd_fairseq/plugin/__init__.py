@@ -20,3 +20,4 @@ import sd_fairseq.plugin.scoring  # noqa: E402, F401
 import sd_fairseq.plugin.tasks.switchable_sentence_prediction  # noqa: E402, F401
 import sd_fairseq.plugin.tasks.switchable_squad  # noqa: E402, F401
 import sd_fairseq.plugin.tasks.switchable_translation  # noqa: E402, F401
+import sd_fairseq.plugin.text.tokenizer  # noqa: E402, F401
