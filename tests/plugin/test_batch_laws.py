@@ -3,6 +3,7 @@
 import pytest
 import torch
 from factories import (
+    T5,
     T5_VARIANTS,
     along,
     build_model,
@@ -33,6 +34,8 @@ POLICIES = {
     "layerwise": {"sd_policy": "layerwise"},
     "random": {"sd_policy": "random"},
     "state and length": {"sd_policy": "layerwise", "sd_policy_input": "state+length"},
+    "of a T5": T5,
+    "layerwise, of a T5": {**T5, "sd_policy": "layerwise"},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_policy = pytest.mark.parametrize("policy", POLICIES)
