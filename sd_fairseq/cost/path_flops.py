@@ -62,6 +62,8 @@ class ModelShape:
         policy_input: figures that a policy reads; 0 = as many as encoder_dim.
         policy_heads: sets of outputs that a network computes, one a knot of a range of budgets.
         head: what reads the decoder where nothing is generated; None = a generator with its LM head.
+        attention_dim: A of both stacks, heads times their size; 0 = C of each.
+        ffn_products: matrices of a feed-forward sub-layer: 2, with a gate 3.
     """
 
     encoder_dim: int
@@ -74,6 +76,8 @@ class ModelShape:
     policy_input: int = 0
     policy_heads: int = 1
     head: Optional[HeadShape] = None
+    attention_dim: int = 0
+    ffn_products: int = 2
 
 
 @dataclass(frozen=True)
@@ -114,24 +118,24 @@ def sublayer_costs(
         raise ValueError(f"FLOPs definition {definition!r} is not one of {', '.join(DEFINITIONS)}")
     kept = count_kept_tokens(lengths.source, space.token_strategies).double()  # [B, J]
     full = lengths.source.double().unsqueeze(1).expand_as(kept)  # [B, J]
-    enc, dec = shape.encoder_dim, shape.decoder_dim
+    enc, dec, inner, products = shape.encoder_dim, shape.decoder_dim, shape.attention_dim, shape.ffn_products
     sites = {
-        "encoder_attention": self_attention_flops(kept, enc),
-        "encoder_ffn": ffn_flops(kept, enc, shape.encoder_ffn_dim),
+        "encoder_attention": self_attention_flops(kept, enc, inner),
+        "encoder_ffn": ffn_flops(kept, enc, shape.encoder_ffn_dim, products),
     }
     if definition == "paper":
-        sites["decoder_attention"] = self_attention_flops(kept, dec)
-        sites["decoder_cross_attention"] = self_attention_flops(kept, dec)
-        sites["decoder_ffn"] = ffn_flops(kept, dec, shape.decoder_ffn_dim)
+        sites["decoder_attention"] = self_attention_flops(kept, dec, inner)
+        sites["decoder_cross_attention"] = self_attention_flops(kept, dec, inner)
+        sites["decoder_ffn"] = ffn_flops(kept, dec, shape.decoder_ffn_dim, products)
         return SublayerCosts(sites, sites["encoder_attention"] + sites["encoder_ffn"])
     target = lengths.target.double().unsqueeze(1).expand_as(kept)  # [B, J]
     beam = lengths.beam if shape.head is None else 1
     self_attention = cached_self_attention_flops if shape.head is None else self_attention_flops
-    sites["decoder_attention"] = beam * self_attention(target, dec)
-    sites["decoder_cross_attention"] = beam * cross_attention_query_flops(target, kept, dec)
-    sites["decoder_cross_attention"] += cross_attention_cache_flops(kept, dec, enc)
-    sites["decoder_ffn"] = beam * ffn_flops(target, dec, shape.decoder_ffn_dim)
-    fixed = self_attention_flops(full, enc) + ffn_flops(full, enc, shape.encoder_ffn_dim)
+    sites["decoder_attention"] = beam * self_attention(target, dec, inner)
+    sites["decoder_cross_attention"] = beam * cross_attention_query_flops(target, kept, dec, inner)
+    sites["decoder_cross_attention"] += cross_attention_cache_flops(kept, inner or dec, enc)
+    sites["decoder_ffn"] = beam * ffn_flops(target, dec, shape.decoder_ffn_dim, products)
+    fixed = self_attention_flops(full, enc, inner) + ffn_flops(full, enc, shape.encoder_ffn_dim, products)
     if shape.head is None:
         fixed = fixed + beam * lm_head_flops(target, dec, shape.vocabulary)
     else:

@@ -11,29 +11,37 @@ from typing import Sequence
 from torch import Tensor
 
 
-def self_attention_flops(tokens: Tensor, dim: int) -> Tensor:
-    """Full self-attention of S tokens: four projections (4C^2 S) and two products (2 S^2 C), in MACs."""
-    return 2 * (4 * dim * dim * tokens + 2 * tokens * tokens * dim)
+def self_attention_flops(tokens: Tensor, dim: int, attention_dim: int = 0) -> Tensor:
+    """Full self-attention of S tokens: four projections (4CA S) and two products (2 S^2 A), in MACs.
+
+    Here and below ``attention_dim`` is A, heads times their size; 0 = C.
+    """
+    inner = attention_dim or dim
+    return 2 * (4 * dim * inner * tokens + 2 * tokens * tokens * inner)
 
 
-def cached_self_attention_flops(tokens: Tensor, dim: int) -> Tensor:
-    """Self-attention of T tokens decoded one by one with a cache: 4C^2 + 2tC MACs at position t = 1..T."""
-    return 2 * (4 * dim * dim * tokens + dim * tokens * (tokens + 1))
+def cached_self_attention_flops(tokens: Tensor, dim: int, attention_dim: int = 0) -> Tensor:
+    """Self-attention of T tokens decoded one by one with a cache: 4CA + 2tA MACs at position t = 1..T."""
+    inner = attention_dim or dim
+    return 2 * (4 * dim * inner * tokens + inner * tokens * (tokens + 1))
 
 
-def cross_attention_query_flops(target_tokens: Tensor, source_tokens: Tensor, dim: int) -> Tensor:
-    """Query side of cross-attention: 2C^2 + 2S'C MACs a target token."""
-    return 2 * target_tokens * (2 * dim * dim + 2 * source_tokens * dim)
+def cross_attention_query_flops(
+    target_tokens: Tensor, source_tokens: Tensor, dim: int, attention_dim: int = 0
+) -> Tensor:
+    """Query side of cross-attention: 2CA + 2S'A MACs a target token."""
+    inner = attention_dim or dim
+    return 2 * target_tokens * (2 * dim * inner + 2 * source_tokens * inner)
 
 
-def cross_attention_cache_flops(source_tokens: Tensor, dim: int, source_dim: int) -> Tensor:
-    """Keys and values of cross-attention, once a sentence: 2C^2 S' MACs."""
-    return 2 * 2 * dim * source_dim * source_tokens
+def cross_attention_cache_flops(source_tokens: Tensor, attention_dim: int, source_dim: int) -> Tensor:
+    """Keys and values of cross-attention, once a sentence: 2CA S' MACs."""
+    return 2 * 2 * attention_dim * source_dim * source_tokens
 
 
-def ffn_flops(tokens: Tensor, dim: int, ffn_dim: int) -> Tensor:
-    """Feed-forward sub-layer: 2CF MACs a token."""
-    return 2 * 2 * dim * ffn_dim * tokens
+def ffn_flops(tokens: Tensor, dim: int, ffn_dim: int, products: int = 2) -> Tensor:
+    """Feed-forward sub-layer: CF MACs a token for each of its products; 2, with a gate 3."""
+    return 2 * products * dim * ffn_dim * tokens
 
 
 def lm_head_flops(tokens: Tensor, dim: int, vocabulary: int) -> Tensor:

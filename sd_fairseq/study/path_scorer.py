@@ -12,6 +12,7 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
+from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.criterions.quality import mean_over, token_nll
 from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
@@ -19,7 +20,6 @@ from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.conversion import overrides_for
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
 

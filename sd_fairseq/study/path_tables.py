@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.learning.path_table import PathTable
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 from sd_fairseq.study.path_scorer import Key, Scorer
 from sd_fairseq.user_files import open_input
 from sd_fairseq.whole_files import write_with

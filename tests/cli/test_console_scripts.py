@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
     path.stem for path in (ROOT / "sd_fairseq" / "commands").glob("*.py") if path.stem not in ("__init__", "shared")
 )
-EXPECTED = """answer calibrate check classify explain_paths export fit match_random measure_noise options report rouge
-search_paths squad_score""".split()
+EXPECTED = """answer calibrate check classify encode explain_paths export fit import_weights match_random measure_noise
+options report rouge search_paths squad_score""".split()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -31,7 +31,7 @@ def run(*arguments, code=None):
 
 
 def typed(name):
-    return "sd-" + name.replace("_", "-")
+    return "sd-import" if name == "import_weights" else "sd-" + name.replace("_", "-")
 
 
 def test_every_command_of_the_plan_is_there():

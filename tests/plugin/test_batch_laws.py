@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from factories import along, build_model, generate, pad_rows, pick, random_batch, random_decisions, undecide
+from factories import (
+    T5,
+    T5_VARIANTS,
+    along,
+    build_model,
+    generate,
+    pad_rows,
+    pick,
+    random_batch,
+    random_decisions,
+    undecide,
+)
 
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.noise import Noise
@@ -16,12 +27,15 @@ VARIANTS = {
     "first attention always runs": {"sd_always_run_attention": 1},
     "tokens only": {"sd_space": "token"},
     "pre-norm": {"encoder_normalize_before": True, "decoder_normalize_before": True},
+    **T5_VARIANTS,
 }
 POLICIES = {
     "network": {},
     "layerwise": {"sd_policy": "layerwise"},
     "random": {"sd_policy": "random"},
     "state and length": {"sd_policy": "layerwise", "sd_policy_input": "state+length"},
+    "of a T5": T5,
+    "layerwise, of a T5": {**T5, "sd_policy": "layerwise"},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_policy = pytest.mark.parametrize("policy", POLICIES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factories import along, build_model, generate, pick, random_batch, random_decisions, undecide
+from factories import T5_VARIANTS, along, build_model, generate, pick, random_batch, random_decisions, undecide
 
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
@@ -14,6 +14,7 @@ VARIANTS = {
     "skip keeps LayerNorm": {"sd_skip_keeps_layer_norm": True},
     "first attention always runs": {"sd_always_run_attention": 1},
     "pre-norm": {"encoder_normalize_before": True, "decoder_normalize_before": True},
+    **T5_VARIANTS,
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from factories import along, build_model, generate, random_batch, random_decisions, undecide
+from factories import T5_VARIANTS, along, build_model, generate, random_batch, random_decisions, undecide
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +17,7 @@ VARIANTS = {
     "first layers": {"sd_first_encoder_layer": 3, "sd_first_decoder_layer": 2, "sd_always_run_attention": 2},
     "tokens only": {"sd_space": "token"},
     "uneven stacks": {"decoder_layers": 2, "decoder_ffn_embed_dim": 48},
+    **T5_VARIANTS,
 }
 
 
@@ -101,6 +102,7 @@ def modules_of(model, site, layer):
     """The matrix products' modules of a sub-layer: attention, or both feed-forward projections."""
     one = (model.encoder if site.startswith("encoder") else model.decoder).layers[layer]
     if site.endswith("ffn"):
+        one = getattr(one, "ffn", one)
         return [one.fc1, one.fc2]
     return [one.encoder_attn if site.endswith("cross_attention") else one.self_attn]
 

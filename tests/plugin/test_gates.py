@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factories import random_decisions
+from factories import T5, random_decisions
 from training import build_samples, build_training
 
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
@@ -18,9 +18,9 @@ def run(training, sample, path):
     return quality, extra, {name: p.grad for name, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize("keeps_norm", [False, True])
-def test_a_gated_path_has_the_values_and_the_backbone_gradient_of_the_skipping_path(keeps_norm):
-    training, (sample,) = build_training({"sd_skip_keeps_layer_norm": keeps_norm}), build_samples()
+@pytest.mark.parametrize("options", [{}, {"sd_skip_keeps_layer_norm": True}, T5], ids=str)
+def test_a_gated_path_has_the_values_and_the_backbone_gradient_of_the_skipping_path(options):
+    training, (sample,) = build_training(options), build_samples()
     decisions = random_decisions(training.model.space, 8)
     skipping, _, expected = run(training, sample, PathRequest(decisions=decisions))
     gated, extra, found = run(training, sample, PathRequest(decisions=decisions, gated=True))

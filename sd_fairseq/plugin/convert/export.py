@@ -24,13 +24,14 @@ from torch import Tensor
 
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.plugin.convert.export_layers import Norms, StockLayer, describe_changes, nearest_path, stock_layers
+from sd_fairseq.plugin.convert.plain_checkpoint import plain_checkpoint, plain_options
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
-from sd_fairseq.plugin.models.switchable_bart import POLICY_KEYS
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
+from sd_fairseq.plugin.models.switchable_model import POLICY_KEYS
 from sd_fairseq.whole_files import check_places, write_with
 
 ARCHITECTURES = {"switchable_bart": "bart_large", "switchable_bart_large": "bart_large"}  # any other: bart_base
@@ -123,15 +124,7 @@ def freeze(source: Switchable, path: Path) -> Dict[str, Any]:
         raise InputError(f"stock BART cannot drop source tokens ({path[TOKENS]}); --nearest keeps them all")
     layers = {stack: stock_layers(path, stack, source.norms[stack]) for stack in ("encoder", "decoder")}
     args = stock_args(source, {stack: len(found) for stack, found in layers.items()})
-    return {
-        "args": args,
-        "cfg": None,
-        "model": stock_weights(source.weights, layers),
-        # What fairseq looks for before it loads a model; there is no optimizer to go on with.
-        "optimizer_history": [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-        "last_optimizer_state": None,
-    }
+    return plain_checkpoint(args, stock_weights(source.weights, layers))
 
 
 def stock_weights(weights: Dict[str, Tensor], layers: Dict[str, List[StockLayer]]) -> Dict[str, Tensor]:
@@ -164,9 +157,6 @@ def _is_stock(key: str) -> bool:
 def stock_args(source: Switchable, depths: Dict[str, int]) -> Any:
     """Collects the options of the plain model and task, every dimension spelled out.
 
-    They are an ``OrderedDict`` that has its items as attributes too: the only container with attributes which
-    ``torch.load`` takes from torch 2.6 on without an allow-list. A ``Namespace``, fairseq's own, it refuses.
-
     Args:
         source: the switchable checkpoint.
         depths: number of layers by stack.
@@ -183,10 +173,7 @@ def stock_args(source: Switchable, depths: Dict[str, int]) -> Any:
     options = {field.name for field in fields(TASK_DATACLASS_REGISTRY[name])} if name in TASK_DATACLASS_REGISTRY else ()
     task = {key: value for key, value in source.task.items() if key in options and key != "_name"}
     found = {**stock_criterion(name, source.criterion), **task, **vars(model), "task": name}
-    values = {key: value for key, value in found.items() if _is_plain(value)}
-    args = OrderedDict(values)
-    args.__dict__.update(values)
-    return args
+    return plain_options(found)
 
 
 def stock_criterion(task: str, options: Dict[str, Any]) -> Dict[str, Any]:
@@ -200,10 +187,6 @@ def stock_criterion(task: str, options: Dict[str, Any]) -> Dict[str, Any]:
         return {"criterion": task, "classification_head_name": "sentence_classification_head"}
     smooth, average = options.get("label_smoothing") or 0.0, bool(options.get("sentence_avg"))
     return {"criterion": "label_smoothed_cross_entropy", "label_smoothing": smooth, "sentence_avg": average}
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def choose_path(source: Switchable, wanted: str, trace: Optional[str]) -> Path:
@@ -245,4 +228,3 @@ def export(options: argparse.Namespace) -> List[str]:
         f"{options.output}: {args.arch}, {source.args.encoder_layers} + {source.args.decoder_layers} layers became "
         f"{args.encoder_layers} + {args.decoder_layers}, {after / max(before, 1):.1%} of the parameters",
     ]
-

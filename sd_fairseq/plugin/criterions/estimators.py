@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.noise import Noise
 from sd_fairseq.decision.policy import PolicyDistribution
 from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_function_objective, self_critical_advantage
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 ESTIMATORS = ("score-function", "leave-one-out", "straight-through", "reinmax")
 GATED = ("straight-through", "reinmax")

@@ -16,6 +16,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.noise import Noise
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.settling import Settling
@@ -38,7 +39,6 @@ from sd_fairseq.plugin.criterions.policy_step import (
 from sd_fairseq.plugin.criterions.quality import Quality
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import Run, fill_criterion
-from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sd_fairseq.decision.decider import Decider, PathRequest
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.execution.native.within import attend_within, kernel_for
 from sd_fairseq.execution.sublayers import KeptRows, find_kept_rows, run_kept_rows
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
-from sd_fairseq.plugin.models.switchable_encoder import Decider, PathRequest
 
 SCORES_AT_ONCE = 2**21  # attention scores that stay in a cache of some megabytes
 

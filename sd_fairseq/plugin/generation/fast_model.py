@@ -16,6 +16,7 @@ from torch import Tensor
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision, packed_weights
 from sd_fairseq.plugin.generation.native_search import start_search
+from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 
 PRECISIONS = {
     "model": None,
@@ -36,7 +37,7 @@ def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
     if len(models) != 1:
         return f"an ensemble of {len(models)} models"
     model = models[0]
-    if not hasattr(model, "space"):
+    if not isinstance(getattr(model, "decoder", None), SwitchableDecoder):
         return f"{type(model).__name__} is not a switchable BART"
     if getattr(args, "print_alignment", None) or getattr(args, "replace_unk", None) is not None:
         return "alignments are wanted"

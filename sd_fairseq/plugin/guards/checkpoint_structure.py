@@ -15,6 +15,7 @@ SIZES = (
     *("encoder_learned_pos", "decoder_learned_pos", "encoder_normalize_before", "decoder_normalize_before"),
     *("layernorm_embedding", "no_scale_embedding", "share_all_embeddings", "share_decoder_input_output_embed"),
     *("decoder_input_dim", "decoder_output_dim", "activation_fn"),
+    *("attention_head_dim", "feed_forward", "relative_buckets", "relative_distance"),
 )
 POSITIONS = ("max_source_positions", "max_target_positions")
 # of a policy that the checkpoint holds

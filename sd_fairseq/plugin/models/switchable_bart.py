@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import nullcontext
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-import torch
 from fairseq.file_utils import load_archive_file
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.bart.hub_interface import BARTHubInterface
 from fairseq.models.bart.model import BARTModel, bart_base_architecture, bart_large_architecture
-from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
-from sd_fairseq.cost.path_flops import ModelShape
-from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_parameters
+from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.option_checks import check_workers_agree
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.classification import state_of_last_end
-from sd_fairseq.plugin.models.conversion import flat_options, switchable_overrides
+from sd_fairseq.plugin.models.conversion import switchable_overrides
 from sd_fairseq.plugin.models.hub_interface import SwitchableHubInterface
 from sd_fairseq.plugin.models.options import (
     add_model_options,
@@ -30,18 +24,15 @@ from sd_fairseq.plugin.models.options import (
     check_supported,
     decision_space,
     fill_defaults,
-    model_shape,
 )
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest, SwitchableEncoder
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
-
-logger = logging.getLogger(__name__)
-POLICY_KEYS = ("encoder.policy.", "policy_learner.")
+from sd_fairseq.plugin.models.switchable_model import SwitchableModel, prepare_options
 
 
 @register_model("switchable_bart")
-class SwitchableBARTModel(BARTModel):
+class SwitchableBARTModel(SwitchableModel, BARTModel):
     """BART with a policy in its encoder; takes plain BART checkpoints.
 
     Args:
@@ -50,13 +41,8 @@ class SwitchableBARTModel(BARTModel):
     """
 
     def __init__(self, args: Any, encoder: SwitchableEncoder, decoder: SwitchableDecoder):
-        super().__init__(args, encoder, decoder)
-        policy = encoder.policy
-        self.policy_learner: Optional[PolicyLearner] = None
-        if policy is not None and trainable_parameters(policy):
-            policy.reset_parameters()  # type: ignore[operator]  # BART's initialisation has gone over it
-            policy.requires_grad_(False)  # moved by the policy learner, not by the backbone's optimizer
-            self.policy_learner = PolicyLearner(sum(p.numel() for p in trainable_parameters(policy)))
+        BARTModel.__init__(self, args, encoder, decoder)
+        self.add_policy_learner()
 
     @staticmethod
     def add_args(parser) -> None:
@@ -67,17 +53,11 @@ class SwitchableBARTModel(BARTModel):
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "SwitchableBARTModel":
         """Builds the model for a task; refuses what skipping does not support."""
-        with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
-            fill_defaults(args)
-            if getattr(args, "sd_token_strategies", None) is None:
-                args.sd_token_strategies = getattr(getattr(task, "cfg", None), "sd_token_strategies", None)
-        if OmegaConf.is_config(args):
-            args = flat_options(args)
+        args = prepare_options(args, task)
         check_supported(args)
         check_workers_agree(args)
         model = super().build_model(args, task)
-        switches, strategies = model.space.num_switches, len(model.space.token_strategies)
-        logger.info("%d switches and %d token strategies, decided by: %s", switches, strategies, args.sd_policy)
+        model.log_space()
         return model
 
     @classmethod
@@ -127,16 +107,6 @@ class SwitchableBARTModel(BARTModel):
         attention_layer = (args.decoder_layers if layer == -1 else layer) - 1
         return SwitchableDecoder(args, tgt_dict, embed_tokens, args.sd_skip_keeps_layer_norm, attention_layer)
 
-    @property
-    def space(self) -> DecisionSpace:
-        """The decision space."""
-        return self.encoder.space
-
-    @property
-    def shape(self) -> ModelShape:
-        """The dimensions that the closed-form costs need."""
-        return model_shape(self.args, len(self.decoder.dictionary), self.encoder.policy)
-
     def forward(
         self,
         src_tokens: Tensor,
@@ -174,21 +144,11 @@ class SwitchableBARTModel(BARTModel):
             src_lengths=src_lengths,
             return_all_hiddens=return_all_hiddens,
         )
-        extra["decisions"] = encoder_out["decisions"][0]
-        extra["policy_states"] = encoder_out["policy_states"]
-        extra["switch_gates"] = encoder_out["switch_gates"]
+        self.add_decisions(extra, encoder_out)
         if classification_head_name is not None:
             head = self.classification_heads[classification_head_name]
             x = head(x if getattr(head, "reads_every_token", False) else state_of_last_end(x, src_tokens, self.eos))
         return x, extra
-
-    def set_beam_size(self, beam: int) -> None:
-        """Lets the hypotheses of a sentence share its encoder row.
-
-        Nothing is stored on the attention modules, so a forward pass after a search is right, which it is not in
-        fairseq's BART.
-        """
-        self.encoder.shares_beam_rows = beam > 1
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Any], name: str) -> None:
         """Takes plain BART checkpoints, 0.12.2's duplicate keys and hydra-trained ones.
@@ -202,9 +162,7 @@ class SwitchableBARTModel(BARTModel):
         if embedding is None:
             found = ", ".join(sorted(state_dict)[:3])
             raise InputError(f"checkpoint is not an encoder-decoder BART: found {found}, ...")
-        for key, value in state_dict.items():
-            if torch.is_tensor(value) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise InputError(f"checkpoint holds values that are not finite (NaN or infinity) in {key}")
+        self.check_finite(state_dict)
         self._check_dictionary(embedding.size(0))
         for layer in range(self.encoder.num_layers):
             for copy in FUSED_KERNEL_COPIES:
@@ -212,7 +170,7 @@ class SwitchableBARTModel(BARTModel):
         if not hasattr(self.args, "task"):
             self.args.task = "translation"  # BART reads it; hydra-trained checkpoints lack it
         super().upgrade_state_dict_named(state_dict, name)
-        self._fill_policy(state_dict, prefix)
+        self.fill_policy(state_dict, prefix)
 
     def _check_dictionary(self, found: int) -> None:
         expected = len(self.encoder.dictionary)
@@ -220,46 +178,9 @@ class SwitchableBARTModel(BARTModel):
         if found != expected and not has_mask_row and getattr(self.args, "task", "") != "multilingual_denoising":
             raise InputError(f"checkpoint was made with a dictionary of {found} symbols, the data's has {expected}")
 
-    def _fill_policy(self, state_dict: Dict[str, Any], prefix: str) -> None:
-        own = {k: v for k, v in self.state_dict().items() if k.startswith(POLICY_KEYS)}
-        self._drop_another_policy(state_dict, prefix, own)
-        missing = [key for key in own if prefix + key not in state_dict]
-        for key, value in own.items():
-            found = state_dict.get(prefix + key)
-            if found is not None and found.shape != value.shape:
-                raise InputError(
-                    f"checkpoint's policy has {key} of shape {tuple(found.shape)}, this decision space needs "
-                    f"{tuple(value.shape)}; give the same --sd-policy, --sd-policy-input, --sd-space and "
-                    "--sd-token-strategies"
-                )
-            anew = key.startswith("policy_learner.") and getattr(self.args, "sd_fresh_learner", False)
-            asked = key == "encoder.policy.budget" and getattr(self.args, "sd_served_budget", None) is not None
-            if found is None or anew or asked:
-                state_dict[prefix + key] = value.clone()
-        for key in [k for k in state_dict if k.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
-            if key[len(prefix) :] not in own:
-                del state_dict[key]  # another kind of policy (random, dense) takes its place
-        if any(key.startswith("encoder.policy.") and not key.endswith(".shift") for key in missing):
-            logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
-
-    def _drop_another_policy(self, state_dict: Dict[str, Any], prefix: str, own: Iterable[str]) -> None:
-        """Leaves out a policy of another kind than the model's, its learner's state too, and says so."""
-        found, wanted = stored_policy(key[len(prefix) :] for key in state_dict), stored_policy(own)
-        if found and wanted and found != wanted:
-            text = "the checkpoint's policy is of kind %s, --sd-policy is %s: it is left out and a fresh one starts"
-            logger.warning(text, found, wanted)
-            for key in [key for key in state_dict if key.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
-                del state_dict[key]
-
     def max_decoder_positions(self) -> int:
         """Longest target, in tokens."""
         return self.decoder.max_positions()
-
-
-def stored_policy(keys: Iterable[str]) -> Optional[str]:
-    """Tells by the names of a checkpoint's weights which kind of ``--sd-policy`` it holds; None = none that learns."""
-    names = {key.split(".")[2] for key in keys if key.startswith("encoder.policy.")}
-    return "layerwise" if "networks" in names else "network" if names else None
 
 
 @register_model_architecture("switchable_bart", "switchable_bart")

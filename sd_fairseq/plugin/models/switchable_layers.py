@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from sd_fairseq.execution.sublayers import KeptRows, run_gated, run_kept_rows, select_rows
+from sd_fairseq.execution.layer_rows import LayerRows
+from sd_fairseq.execution.sublayers import KeptRows, select_rows
 
 # Parameters that stock fairseq 0.12.2 adds to every encoder layer for a fused inference kernel: copies of others.
 FUSED_KERNEL_COPIES = tuple(
     f"{name}_{kind}" for name in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias")
 )
-
-
-class LayerRows(NamedTuple):
-    """The rows of one layer that keep each sub-layer (see :data:`~sd_fairseq.execution.sublayers.KeptRows`).
-
-    Args:
-        attention: rows of self-attention (beam rows in the decoder).
-        ffn: rows of the feed-forward sub-layer.
-        cross: sentences of cross-attention; decoder only.
-        beam: beam rows a sentence; decoder only.
-        gates: site -> [B, L] and the layer (from 0), where every row runs and is gated; see
-            :func:`~sd_fairseq.execution.sublayers.run_gated`. None = the rows above run, ungated.
-    """
-
-    attention: KeptRows = None
-    ffn: KeptRows = None
-    cross: KeptRows = None
-    beam: int = 1
-    gates: Optional[Tuple[Dict[str, Tensor], int]] = None
-
-    def run(
-        self,
-        site: str,
-        sublayer: Callable[[Tensor, KeptRows], Tensor],
-        x: Tensor,
-        kept: KeptRows,
-        skipped: Optional[Callable[[Tensor], Tensor]],
-    ) -> Tensor:
-        """Runs the sub-layer ``site`` for the rows ``kept``, or gated for all: [T, B, C] -> [T, B, C]."""
-        if self.gates is None:
-            return run_kept_rows(sublayer, x, kept, skipped)
-        values, layer = self.gates
-        return run_gated(sublayer, x, values[site][:, layer], skipped)
 
 
 class FeedForwardSublayer:
@@ -169,17 +137,9 @@ class SwitchableDecoderLayer(FeedForwardSublayer, TransformerDecoderLayerBase):
             return output
 
         x = rows.run("decoder_attention", attention, x, rows.attention, attention_norm)
-        x = rows.run("decoder_cross_attention", cross, x, self.cross_rows(rows), cross_norm)
+        x = rows.run("decoder_cross_attention", cross, x, rows.cross_rows, cross_norm)
         x = rows.run("decoder_ffn", self.run_ffn, x, rows.ffn, ffn_norm)
         return x, weights
-
-    @staticmethod
-    def cross_rows(rows: LayerRows) -> KeptRows:
-        """Returns the beam rows of the sentences that keep cross-attention."""
-        if rows.cross is None or rows.beam == 1:
-            return rows.cross
-        offsets = rows.cross.new_tensor(range(rows.beam))
-        return (rows.cross.unsqueeze(1) * rows.beam + offsets).reshape(-1)
 
     def run_attention(
         self, x: Tensor, padding_mask: Optional[Tensor], mask: Optional[Tensor], incremental_state: Optional[dict]

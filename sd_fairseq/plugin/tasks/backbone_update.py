@@ -50,8 +50,7 @@ def policy_input_parameters(model: Any) -> List[nn.Parameter]:
     policy = encoder.policy
     if tuple(getattr(policy, "stages", ())) != (1,) or "state" not in policy.inputs:
         return []
-    parts = [encoder.embed_tokens, encoder.embed_positions, encoder.layernorm_embedding, encoder.layers[0]]
-    return [parameter for part in parts if part is not None for parameter in part.parameters()]
+    return [parameter for part in encoder.before_policy() for parameter in part.parameters()]
 
 
 @contextmanager

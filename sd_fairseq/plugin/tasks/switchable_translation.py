@@ -16,6 +16,7 @@ from sd_fairseq.plugin.repairs.alignment import align_hypotheses
 from sd_fairseq.plugin.repairs.diverse_search import repair_search
 from sd_fairseq.plugin.tasks.data_checks import check_not_empty, leave_out_empty
 from sd_fairseq.plugin.tasks.switchable_task import SwitchableTaskMixin
+from sd_fairseq.plugin.text.identity_dictionary import IdentityDictionary, is_identity
 
 GENERATORS = ("fast", "fairseq")
 
@@ -73,6 +74,11 @@ class SwitchableTranslationTask(SwitchableTaskMixin, TranslationTask):
     cfg: SwitchableTranslationConfig
     replaces_unknown_words = False
     lines_read = 0  # by fairseq-interactive, buffer by buffer
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        """As fairseq's; also the dictionary of an imported model (fairseq-preprocess comes here, too)."""
+        return IdentityDictionary.load(filename) if is_identity(filename) else super().load_dictionary(filename)
 
     @classmethod
     def setup_task(cls, cfg: SwitchableTranslationConfig, **kwargs: Any) -> "SwitchableTranslationTask":

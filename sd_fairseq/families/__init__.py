@@ -1,0 +1,1 @@
+"""The sub-layers of model families that fairseq does not have, in plain PyTorch."""

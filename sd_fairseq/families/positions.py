@@ -1,0 +1,66 @@
+"""Relative positions in buckets (T5): a learned bias of the scores for every head and distance.
+
+The bias belongs to the distance of two tokens in the text as it came: a token keeps its position when others are
+dropped. Padding on either side changes no distance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def relative_bucket(distance: Tensor, buckets: int, farthest: int, both_ways: bool) -> Tensor:
+    """Sorts distances into buckets: exact up to half of them, then logarithmic up to ``farthest``.
+
+    Args:
+        distance: LongTensor, position of the key minus position of the query.
+        buckets: how many there are.
+        farthest: distance from which on all share the last bucket.
+        both_ways: True = half of the buckets for keys before the query and half for those behind (encoder); False =
+            keys behind it count as distance 0 (decoder).
+
+    Returns:
+        LongTensor, 0 to ``buckets`` - 1.
+    """
+    first = torch.zeros_like(distance)
+    if both_ways:
+        buckets //= 2
+        first = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    scale = (buckets - exact) / math.log(farthest / exact)
+    far = exact + (torch.log(distance.clamp(min=1).float() / exact) * scale).long()
+    return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+
+
+class RelativeBias(nn.Module):
+    """The bias that all layers of a stack share.
+
+    Args:
+        heads: H.
+        buckets, farthest, both_ways: see :func:`relative_bucket`.
+    """
+
+    def __init__(self, heads: int, buckets: int, farthest: int, both_ways: bool):
+        super().__init__()
+        self.buckets, self.farthest, self.both_ways = buckets, farthest, both_ways
+        self.embedding = nn.Embedding(buckets, heads)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Returns what is added to the scores.
+
+        Args:
+            queries: LongTensor [B, T], positions; B = 1 where all examples have the same.
+            keys: LongTensor [B, S].
+
+        Returns:
+            [B, H, T, S].
+        """
+        distance = keys.unsqueeze(1) - queries.unsqueeze(2)  # [B, T, S]
+        bucket = relative_bucket(distance, self.buckets, self.farthest, self.both_ways)
+        return self.embedding(bucket).permute(0, 3, 1, 2)  # [B, H, T, S]

@@ -1,0 +1,1 @@
+"""Readers of other packages' weights, and the tables that translate their names."""

@@ -1,0 +1,82 @@
+"""Reads a folder of Hugging Face's: ``config.json`` and weights as safetensors or ``.bin``, in one file or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor
+
+from sd_fairseq.plugin.convert.weights.safetensors import read_safetensors
+from sd_fairseq.plugin.guards.errors import InputError
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_config(folder: str) -> Dict[str, Any]:
+    """Reads ``config.json``.
+
+    Raises:
+        InputError: no such file, or no JSON object.
+    """
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as text:
+            config = json.load(text)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no config.json") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found a JSON {type(config).__name__}, expected an object")
+    return config
+
+
+def read_weights(folder: str) -> Dict[str, Tensor]:
+    """Reads all weights of a folder.
+
+    Raises:
+        InputError: no weights, or unreadable ones.
+    """
+    weights: Dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights.update(read_safetensors(path) if path.endswith(".safetensors") else read_bin(path))
+    return weights
+
+
+def weight_files(folder: str) -> List[str]:
+    """Lists the files that hold the weights, safetensors before ``.bin``.
+
+    Raises:
+        InputError: there are none, or one that the index names is missing.
+    """
+    for name in FILES:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return [path]
+        if os.path.isfile(path + ".index.json"):
+            with open(path + ".index.json", encoding="utf-8") as text:
+                parts = sorted(set(json.load(text)["weight_map"].values()))
+            missing = [part for part in parts if not os.path.isfile(os.path.join(folder, part))]
+            if missing:
+                raise InputError(f"{path}.index.json: names {missing[0]}, which is not there")
+            return [os.path.join(folder, part) for part in parts]
+    raise InputError(f"{folder}: no weights, expected {' or '.join(FILES)}")
+
+
+def read_bin(path: str) -> Dict[str, Tensor]:
+    """Reads a ``.bin`` file; nothing in it is run.
+
+    Raises:
+        InputError: truncated, or with more than tensors in it.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: truncated or not a file of weights ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, expected a table of tensors")
+    return {name: value for name, value in found.items() if torch.is_tensor(value)}

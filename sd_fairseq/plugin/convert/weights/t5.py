@@ -1,0 +1,152 @@
+"""T5's sizes and weights: Hugging Face's names to ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, Tuple
+
+from torch import Tensor
+
+from sd_fairseq.families.feed_forward import KINDS
+from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.text.identity_dictionary import EOS, PAD, UNK
+
+PARTS = {PAD: 0, EOS: 1, UNK: 2}  # of every published T5
+LAYER = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(.+)\.weight")
+ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+FEED_FORWARD = {"wi": "fc1", "wi_1": "fc1", "wi_0": "gate", "wo": "fc2"}
+BIAS = re.compile(r"(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight")
+OTHERS = {
+    "encoder.final_layer_norm.weight": ("encoder.layer_norm.weight",),
+    "decoder.final_layer_norm.weight": ("decoder.layer_norm.weight",),
+    "shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    "lm_head.weight": ("decoder.output_projection.weight",),
+}
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of shared.weight
+
+
+def our_names(name: str) -> Tuple[str, ...]:
+    """Returns where one of Hugging Face's weights goes; nothing = it is a copy of another.
+
+    Raises:
+        InputError: not a weight of T5.
+    """
+    if name in OTHERS or name in COPIES:
+        return OTHERS.get(name, ())
+    bias = BIAS.fullmatch(name)
+    if bias:
+        return (f"{bias.group(1)}.relative_bias.embedding.weight",)
+    match = LAYER.fullmatch(name)
+    if match:
+        stack, layer, place, inner = match.groups()
+        ours = _in_layer(stack, int(place), inner)
+        if ours:
+            return (f"{stack}.layers.{layer}.{ours}.weight",)
+    raise InputError(f"{name} is no weight of a T5")
+
+
+def _in_layer(stack: str, place: int, inner: str) -> str:
+    kinds = ("self_attn", "final") if stack == "encoder" else ("self_attn", "encoder_attn", "final")
+    if place >= len(kinds):
+        return ""
+    kind, (module, _, last) = kinds[place], inner.rpartition(".")
+    if inner == "layer_norm":
+        return f"{kind}_layer_norm"
+    if kind == "final":
+        return f"ffn.{FEED_FORWARD[last]}" if module == "DenseReluDense" and last in FEED_FORWARD else ""
+    wanted = "SelfAttention" if kind == "self_attn" else "EncDecAttention"
+    return f"{kind}.{ATTENTION[last]}" if module == wanted and last in ATTENTION else ""
+
+
+def translate(weights: Dict[str, Tensor], tied_head: bool) -> Dict[str, Tensor]:
+    """Returns the weights under our names, float32.
+
+    Args:
+        weights: under Hugging Face's; an embedding that stands in a stack only counts as the shared one.
+        tied_head: the head is the embedding.
+
+    Raises:
+        InputError: a weight that is none of T5's.
+    """
+    if "shared.weight" not in weights and COPIES[0] in weights:
+        weights = {**weights, "shared.weight": weights[COPIES[0]]}
+    if not tied_head and "lm_head.weight" not in weights and "shared.weight" in weights:
+        weights = {**weights, "lm_head.weight": weights["shared.weight"]}
+    found = {}
+    for name, value in weights.items():
+        if not (tied_head and name == "lm_head.weight"):
+            found.update({ours: value.float() for ours in our_names(name)})
+    return found
+
+
+def options_of_config(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the model's options for a ``config.json``.
+
+    Raises:
+        InputError: not a T5, or one that we do not have.
+    """
+    kind = config.get("model_type")
+    if kind not in ("t5", "mt5"):
+        raise InputError(f"config.json: model_type is {kind!r}, expected 't5' or 'mt5'")
+    feed_forward = config.get("feed_forward_proj", "relu")
+    if feed_forward not in KINDS:
+        raise InputError(f"config.json: feed_forward_proj is {feed_forward!r}, expected one of {', '.join(KINDS)}")
+    ids = tuple(config.get(name, default) for name, default in (("pad_token_id", 0), ("eos_token_id", 1)))
+    if ids != (0, 1) or config.get("decoder_start_token_id", 0) != 0:
+        raise InputError(f"config.json: padding and end are the ids {ids}, expected (0, 1) and a beginning of 0")
+    if abs(config.get("layer_norm_epsilon", 1e-6) - 1e-6) > 1e-9:
+        raise InputError(f"config.json: layer_norm_epsilon is {config['layer_norm_epsilon']}, expected 1e-6")
+    try:
+        return {
+            "encoder_embed_dim": config["d_model"],
+            "encoder_ffn_embed_dim": config["d_ff"],
+            "encoder_layers": config["num_layers"],
+            "decoder_layers": config.get("num_decoder_layers") or config["num_layers"],
+            "encoder_attention_heads": config["num_heads"],
+            "attention_head_dim": config["d_kv"],
+            "feed_forward": feed_forward,
+            # transformers 5 writes tie_word_embeddings true whatever the model, and the other beside it
+            "share_decoder_input_output_embed": bool(
+                config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+            ),
+            "relative_buckets": config.get("relative_attention_num_buckets", 32),
+            "relative_distance": config.get("relative_attention_max_distance", 128),
+        }
+    except KeyError as error:
+        raise InputError(f"config.json: has no {error.args[0]}") from error
+
+
+def options_of_weights(weights: Dict[str, Tensor]) -> Dict[str, Any]:
+    """Returns the model's options where there are weights only, as in an ONNX package.
+
+    Choice: with a gate it is a v1.1 (a head of its own), without one a 1.0 (tied); all have buckets up to 128 tokens.
+
+    Raises:
+        InputError: a weight is missing.
+    """
+    try:
+        embedding = weights.get("shared.weight", weights.get(COPIES[0]))
+        assert embedding is not None
+        buckets, heads = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape
+        gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in weights
+        attention_dim = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].size(0)
+        ffn_dim = weights["encoder.block.0.layer.1.DenseReluDense.wo.weight"].size(1)
+    except (KeyError, AssertionError) as error:
+        raise InputError(f"not a T5: {error.args[0] if error.args else 'shared.weight'} is missing") from error
+    depth = {stack: 1 + max(_layers(weights, stack), default=0) for stack in ("encoder", "decoder")}
+    return {
+        "encoder_embed_dim": embedding.size(1),
+        "encoder_ffn_embed_dim": ffn_dim,
+        "encoder_layers": depth["encoder"],
+        "decoder_layers": depth["decoder"],
+        "encoder_attention_heads": heads,
+        "attention_head_dim": attention_dim // heads,
+        "feed_forward": "gated-gelu" if gated else "relu",
+        "share_decoder_input_output_embed": not gated,
+        "relative_buckets": buckets,
+        "relative_distance": 128,
+    }
+
+
+def _layers(weights: Dict[str, Tensor], stack: str):
+    return [int(match.group(2)) for match in map(LAYER.fullmatch, weights) if match and match.group(1) == stack]

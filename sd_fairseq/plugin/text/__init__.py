@@ -1,0 +1,1 @@
+"""Dictionaries and tokenizers of imported models."""
