@@ -146,7 +146,8 @@ class PolicyNetwork(Float32Module):
         budgets: range of FLOPs budgets that it serves; None = the one that it learned.
 
     Attributes:
-        shift: scalar buffer, added to every logit that keeps: > 0 skips less. 0, unless a calibration has set it.
+        shift: buffer [1], or [KNOTS] of a policy for a range, added to every logit that keeps: > 0 skips less. 0, unless
+            training has kept the budget with it, or a calibration has set it.
         budget: scalar buffer, the budget that is served, of a policy for a range.
     """
 
@@ -174,7 +175,7 @@ class PolicyNetwork(Float32Module):
         self.hidden = nn.Linear(input_width(inputs, input_size), hidden_size or input_size)
         self.layer_norm = nn.LayerNorm(hidden_size or input_size)
         self.heads = nn.Linear(hidden_size or input_size, self.outputs * (KNOTS if budgets else 1))
-        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("shift", torch.zeros(KNOTS if budgets else 1))
         self._served: Optional[Tensor] = None
         if budgets is not None:
             self.register_buffer("budget", torch.tensor(budgets.default))
@@ -184,6 +185,10 @@ class PolicyNetwork(Float32Module):
     def stages(self) -> Tuple[int, ...]:
         """Encoder layers (from 1) after which the policy is asked."""
         return (1,)
+
+    def shifts(self) -> List[Tensor]:
+        """Lists the shifts of all its networks, to be set alike."""
+        return [self.shift]
 
     def reset_parameters(self) -> None:
         """Makes a fresh policy: almost the initial path, whatever the input."""
@@ -222,10 +227,12 @@ class PolicyNetwork(Float32Module):
             state = state.float()
             read = state if self.budgets is None else state[:, :-1]
             logits = self.heads(torch.relu(self.layer_norm(self.hidden(read))))
+            shift = self.shift  # [1]
             if self.budgets is not None:
-                knots = self.budgets.weights(state[:, -1]).unsqueeze(2)  # [B, KNOTS, 1]
-                logits = (logits.view(-1, KNOTS, self.outputs) * knots).sum(dim=1)
-            return logits + self.shift * keeping_outputs(self.space, logits.device)
+                knots = self.budgets.weights(state[:, -1])  # [B, KNOTS]
+                logits = (logits.view(-1, KNOTS, self.outputs) * knots.unsqueeze(2)).sum(dim=1)
+                shift = (knots * shift).sum(dim=1, keepdim=True)  # [B, 1]
+            return logits + shift * keeping_outputs(self.space, logits.device)
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:
         """Maps the detached states (one [B, width] a stage) to a distribution over paths."""
@@ -280,6 +287,10 @@ class LayerwisePolicyNetwork(Float32Module):
             PolicyNetwork(input_size, space, hidden_size, initial_keep, initial_path, inputs)
             for _ in range(space.encoder_layers)
         )
+
+    def shifts(self) -> List[Tensor]:
+        """Lists the shifts of all its networks, to be set alike."""
+        return [network.shift for network in self.networks]  # type: ignore[misc]
 
     @property
     def stages(self) -> Tuple[int, ...]:

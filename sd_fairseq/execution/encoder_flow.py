@@ -6,7 +6,7 @@ runs here, and not in the model's ``forward``, because fairseq's generators call
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -59,13 +59,6 @@ class EncoderFlow:
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last layer: [S', B, C] -> [S', B, C]."""
         return x
-
-    def before_policy(self) -> Iterator[Any]:
-        """Lists the modules that a policy's input depends on, where it decides after layer 1."""
-        for name in ("embed_tokens", "embed_positions", "layernorm_embedding", "relative_bias"):
-            if getattr(self, name, None) is not None:
-                yield getattr(self, name)
-        yield self.layers[0]
 
     def view_for_policy(self, x: Tensor) -> Tensor:
         """What a policy reads the mean of: [S', B, C] -> [S', B, C]."""

@@ -1,7 +1,7 @@
 """How little a trained policy may run so that its loss against the dense path stays below a bound, with confidence.
 
 What is tuned is one number: the budget of a policy that serves a range, or else a shift of every logit that keeps
-(``PolicyNetwork.shift``), 0 being the policy as it was trained. The numbers to choose from are given before any loss is
+(``PolicyNetwork.shift``), around the one that it was trained with. The numbers to choose from are given before any loss is
 seen, from the dearest to the cheapest; :mod:`~sd_fairseq.evaluation.risk_control` says which of them may be used.
 """
 
@@ -24,6 +24,7 @@ from sd_fairseq.study.constraint_check import dense_loss
 from sd_fairseq.study.path_scorer import Scorer
 from sd_fairseq.whole_files import whole
 
+# added to the trained shift
 SHIFTS = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -4.0)
 BUDGETS = 13  # candidates of a range
 
@@ -52,7 +53,7 @@ def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
         kind = "no policy" if policy is None else f"a {type(policy).__name__}"
         raise InputError(f"sd-calibrate tunes a trained policy network (--sd-policy network), found {kind}")
     if policy.budgets is None:
-        return "shift", list(SHIFTS)
+        return "shift", [float(policy.shift) + shift for shift in SHIFTS]
     low, high = policy.budgets
     return "budget", [high + (low - high) * place / (BUDGETS - 1) for place in range(BUDGETS)]
 
@@ -170,7 +171,8 @@ def write_calibrated(path: str, output: str, name: str, value: float, report: Di
         report: plain values.
     """
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    state["model"][f"encoder.policy.{name}"] = torch.tensor(value)
+    key = f"encoder.policy.{name}"
+    state["model"][key] = torch.full_like(state["model"].get(key, torch.zeros(1)), value)
     state["sd_calibration"] = report
     with whole(output) as part:
         torch.save(state, part)

@@ -5,6 +5,7 @@ import torch
 from factories import build_model, random_batch, undecide
 from training import build_samples, build_training
 
+from sd_fairseq.learning.budget_tracking import move_shift
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
@@ -100,3 +101,20 @@ def test_a_range_without_a_budgets_mode_is_refused():
     training = build_training(RANGE, sd_mode="constrained")
     with pytest.raises(InputError, match="needs --sd-mode budget, found constrained"):
         training.update(build_samples(), 0)
+
+
+def test_every_knot_of_a_range_has_a_shift_that_its_own_documents_move():
+    options = {**BUDGET, "sd_policy_freeze_update": 1, "sd_track_budget": "yes"}
+    training = build_training(RANGE, **options)
+    policy = training.model.encoder.policy
+    with torch.no_grad():  # the two small knots skip everything, the two large ones nothing
+        policy.heads.weight.zero_()
+        policy.heads.bias.copy_(torch.tensor([-2.0, -2.0, 2.0, 2.0]).repeat_interleave(policy.outputs))
+    training.optimizer.inner.param_groups[0]["lr"] = 0.0
+    for update in range(1, 40):
+        training.update(build_samples(), update)
+    shifts = policy.shift.tolist()
+    assert shifts[0] > 0 and shifts[1] > 0 and shifts[2] < 0
+    moved = policy.shift.clone()
+    move_shift(policy.shift, torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0, 0.0]), 50)
+    assert (policy.shift - moved).tolist() == pytest.approx([0.0, 0.5, 0.0, 0.0], abs=1e-5)

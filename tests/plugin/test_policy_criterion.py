@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from factories import build_model
 from training import Training, build_criterion, build_samples, build_task, build_training
 
+from sd_fairseq.cost.path_flops import relative_flops
 from sd_fairseq.learning.lexicographic import MODES
+from sd_fairseq.plugin.criterions.policy_step import Evaluator, flops_weights
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
@@ -299,25 +301,48 @@ def test_a_task_that_never_updates_the_policy_is_refused():
         build_criterion(plain)
 
 
-@pytest.mark.parametrize("holds", ["yes", "no"])
-def test_decisions_of_a_fixed_policy_drift_only_where_what_it_reads_trains_on(holds):
-    """Without a gradient of its own an embedding would still move: by momentum, decay or a flattened master copy."""
-    training, (sample,) = build_training(sd_policy_freeze_update=1, sd_hold_policy_input=holds), build_samples()
-    training.optimizer.inner = torch.optim.SGD(training.model.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
-    training.update([sample], 0)
-    encoder, logits = training.model.encoder, []
-    before = {name: value.clone() for name, value in training.model.named_parameters()}
-    for update in (1, 2, 3):
-        training.update([sample], update)
-        training.model.eval()
+TRACKED = {"sd_mode": "budget", "sd_policy_freeze_update": 1, "sd_violation_smoothing": 0.0}
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.7])
+@pytest.mark.parametrize("average", ["examples", "corpus"])
+def test_a_fixed_policy_keeps_its_budget_by_a_shift_alone(budget, average, monkeypatch):
+    monkeypatch.setattr("sd_fairseq.plugin.criterions.sd_policy_criterion.mean_dense_flops", lambda *_: 4e5)
+    found = []
+    for tracks in ("no", "yes"):
+        training, samples = build_training(**TRACKED, sd_flops_budget=budget, sd_track_budget=tracks), build_samples()
+        training.criterion.cfg.sd_flops_average = average
+        training.optimizer.inner.param_groups[0]["lr"] = 0.0
+        policy = training.policy()
+        for update in range(1, 400):
+            (logged,) = training.update(samples, update)
+        assert torch.equal(training.policy(), policy)
+        evaluator = Evaluator(training.model, samples[0], 1, 0.0)
+        weights = flops_weights(training.criterion.settings, training.model.space, evaluator.shape, evaluator.lengths(4))
         with torch.no_grad():
-            logits.append(encoder.policy.stage_logits(1, encoder(**sample_source(sample))["policy_states"][0]))
-    assert torch.equal(logits[0], logits[-1]) == (holds == "yes")
-    moved = {name for name, value in training.model.named_parameters() if not torch.equal(value, before[name])}
-    assert any(name.startswith("encoder.layers.1.") for name in moved)
-    read = ("encoder.embed", "encoder.layernorm_embedding", "encoder.layers.0.")
-    assert any(name.startswith(read) for name in moved) == (holds == "no")
+            decisions = training.model.eval()(**samples[0]["net_input"])[1]["decisions"]
+        flops = relative_flops("generation", evaluator.shape, training.model.space, decisions, evaluator.lengths(4))
+        found.append(abs(float((flops * weights).sum() / weights.sum()) - budget))
+    assert found[1] < 0.02 < found[0]
 
 
-def sample_source(sample):
-    return {"src_tokens": sample["net_input"]["src_tokens"]}
+def test_the_shift_is_the_same_however_a_batch_is_cut_and_nothing_of_a_skipped_update_stays():
+    shifts = []
+    for split, spoiled in (((8,), False), ((4, 4), False), ((2, 3, 3), True)):
+        training = build_training(**TRACKED, sd_track_budget="yes")
+        training.optimizer.inner.param_groups[0]["lr"] = 0.0
+        for update in (1, 2):
+            if spoiled:  # an update that a loss scaler took back
+                training.criterion.train()
+                training.step(build_samples((8,))[0], update)
+            training.update(build_samples(split), update)
+        shifts.append(training.model.encoder.policy.shift.clone())
+    assert float(shifts[0].abs()) > 0
+    assert torch.allclose(shifts[0], shifts[1], rtol=1e-4) and torch.allclose(shifts[0], shifts[2], rtol=1e-4)
+
+
+def test_a_layerwise_policy_shifts_all_its_networks_alike():
+    training = build_training({"sd_policy": "layerwise"}, **TRACKED, sd_track_budget="yes")
+    training.update(build_samples(), 1)
+    shifts = torch.cat(training.model.encoder.policy.shifts())
+    assert float(shifts[0]) != 0 and torch.equal(shifts, shifts[:1].expand_as(shifts))

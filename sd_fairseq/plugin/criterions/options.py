@@ -107,10 +107,10 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         "from this update on the policy is fixed and the backbone trains on the deployed path; 0 = never "
         "[a quarter of --max-update, at least 300 | 0]",
     )
-    sd_hold_policy_input: Optional[ChoiceEnum(["yes", "no"])] = option(  # type: ignore[valid-type]
+    sd_track_budget: Optional[ChoiceEnum(["yes", "no"])] = option(  # type: ignore[valid-type]
         None,
-        "once the policy is frozen, what it reads (embeddings and encoder layer 1) stands still too, so that decisions "
-        "and FLOPs do not drift [yes, no | no]",
+        "once the policy is fixed, in --sd-mode budget, a shift of its logits follows what the deployed paths cost, so "
+        "that the budget is met [yes | no]",
     )
     sd_settle_share: float = option(
         0.5,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.noise import Noise
+from sd_fairseq.learning.budget_tracking import move_shift
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
@@ -33,6 +34,7 @@ from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_po
 from sd_fairseq.plugin.criterions.policy_step import (
     Evaluator,
     PolicyStepSettings,
+    budget_residuals,
     measure_with_dropout_off,
     policy_step,
 )
@@ -85,6 +87,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.update = 0
         self.learns_policy = False
         self.pending: List[PolicyGradientSums] = []
+        self.tracks_budget = str(cfg.sd_mode) == "budget" and str(cfg.sd_track_budget) == "yes"
+        self.residuals: List[Tensor] = []
 
     def divides_by_an_estimate(self, cfg: SDPolicyCriterionConfig) -> bool:
         """Tells whether the multiplier divides by the square of a gradient that is estimated from samples.
@@ -150,14 +154,12 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train(self, mode: bool = True) -> "SDPolicyCriterion":
         """Starts an update, as fairseq's trainer does: gradients of one that a loss scaler skipped are forgotten."""
-        self.pending = []
+        self.pending, self.residuals = [], []
         return super().train(mode)
 
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
-        if str(self.cfg.sd_flops_average) == "corpus" and self.settings.mean_dense_flops is None:
-            about = self.settings.definition, evaluator.shape, evaluator.model.space, self.settings.beam
-            self.settings = replace(self.settings, mean_dense_flops=mean_dense_flops(self.task, *about))
+        self.find_average(evaluator)
         budgets = getattr(evaluator.model.encoder.policy, "budgets", None)
         if budgets is not None:
             if self.settings.flops_budget is None:
@@ -190,6 +192,12 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             figures.update(sd_quality_dense_dropout_off=dense, sd_dense=step.lengths.source.numel())
         return step.trained, figures if finite else count_nothing(figures)
 
+    def find_average(self, evaluator: Evaluator) -> None:
+        """Finds what FLOPs are averaged over, once."""
+        if str(self.cfg.sd_flops_average) == "corpus" and self.settings.mean_dense_flops is None:
+            about = self.settings.definition, evaluator.shape, evaluator.model.space, self.settings.beam
+            self.settings = replace(self.settings, mean_dense_flops=mean_dense_flops(self.task, *about))
+
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Trains the backbone on the mode path."""
         budgets = self.draw_budgets(evaluator)
@@ -202,6 +210,11 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         if budgets is not None:
             figures.update(sd_budget=budgets.sum())
+        if self.tracks_budget and evaluator.model.policy_learner is not None:
+            self.find_average(evaluator)
+            self.residuals.append(
+                budget_residuals(self.settings, evaluator, extra["decisions"], budgets, self.cfg.sd_flops_budget)
+            )
         return trained, figures
 
     def draw_budgets(self, evaluator: Evaluator) -> Optional[Tensor]:
@@ -248,10 +261,6 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         """True once only the backbone learns."""
         return 0 < self.cfg.sd_policy_freeze_update <= self.update
 
-    def holds_input(self) -> bool:
-        """True once the policy is frozen and what it reads is to stand still with it."""
-        return self.policy_is_frozen() and str(self.cfg.sd_hold_policy_input) == "yes"
-
     def backbone_is_frozen(self) -> bool:
         """True while only the policy learns."""
         return self.update < self.cfg.sd_policy_warmup_updates
@@ -262,7 +271,11 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         Every worker must call this once an update, whether it has gradients pending or not.
         """
         learner = getattr(model, "policy_learner", None)
-        if learner is None or self.policy_is_frozen():
+        if learner is None:
+            return
+        if self.policy_is_frozen():
+            if self.tracks_budget:
+                self.track_budget(model.encoder.policy)
             return
         parameters = trainable_parameters(model.encoder.policy)
         sums = PolicyGradientSums.zeros(learner.first_moment.numel(), learner.first_moment.device)
@@ -280,6 +293,18 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             learner.update(parameters, sums, self.rule, learning_rate, smoothing)
             if self.settings.halves and float(learner.steps) == 50 and float(learner.products_updates) == 0:
                 logger.warning("no update held pairs of odd and of even numbers: the multiplier's norm stays naive")
+
+    def track_budget(self, policy: Any) -> None:
+        """Moves the shift of a fixed policy's logits by what the deployed paths of all workers cost."""
+        shifts = policy.shifts()
+        sums = torch.zeros(2, shifts[0].numel(), device=shifts[0].device)
+        for residuals in self.residuals:
+            sums += residuals.to(sums)
+        self.residuals = []
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            distributed_utils.all_reduce(sums, group=distributed_utils.get_data_parallel_group())
+        for shift in shifts:
+            move_shift(shift, sums[0], sums[1], self.update - self.cfg.sd_policy_freeze_update)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

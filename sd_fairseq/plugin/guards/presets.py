@@ -35,7 +35,7 @@ _PAPER = {
     "sd_distillation": 0.0,
     "sd_policy_warmup_updates": 0,
     "sd_policy_freeze_update": 0,
-    "sd_hold_policy_input": "no",
+    "sd_track_budget": "no",
 }
 _RECOMMENDED = {
     **_PAPER,
@@ -56,6 +56,7 @@ MODEL_VALUES = {
 _MODES_OF = {
     "sd_flops_budget": ("budget",),
     "sd_budget_range": ("budget",),
+    "sd_track_budget": ("budget",),
     "sd_tolerance": ("constrained", "barrier", "as-printed"),
     "sd_fixed_weight": ("fixed",),
     "sd_beta": ("lexicographic", "barrier"),
@@ -69,7 +70,6 @@ _MODES_OF = {
 # option -> the option that it belongs to, and that one's values
 _BELONGS_TO = {
     "sd_samples": ("sd_estimator", ("leave-one-out",)),
-    "sd_hold_policy_input": ("sd_policy", ("network",)),
     "sd_random_keep": ("sd_policy", ("random",)),
     "sd_random_seed": ("sd_policy", ("random",)),
     "sd_static_path": ("sd_policy", ("static",)),
@@ -153,8 +153,7 @@ def criterion_values(preset: str, given: Mapping[str, Any], run: Run) -> Dict[st
             freeze = policy_updates(run) if freeze is None else freeze
             values["sd_policy_freeze_update"] = freeze
             values["sd_policy_warmup_updates"] = 0 if mode == "budget" else freeze
-            # one that is asked after every encoder layer reads the whole encoder, which must learn
-            values["sd_hold_policy_input"] = "yes" if freeze and run.policy == "network" else "no"
+            values["sd_track_budget"] = "yes" if freeze and mode == "budget" else "no"
     values["sd_mode"] = mode
     if given_or(values, given, "sd_distillation"):
         values["sd_teacher"] = teacher_of(given, run)

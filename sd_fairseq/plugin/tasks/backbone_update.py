@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable
 
 import torch
 from fairseq.optim.amp_optimizer import AMPOptimizer
@@ -34,39 +33,6 @@ def update_backbone(step: Callable[[], None], optimizer: Any, frozen: bool) -> b
     elif scaler is not None:
         scaler.update()  # fairseq has unscaled the gradients, which the scaler allows once between two updates
     return scaler is None or scaler.get_scale() >= scale
-
-
-def policy_input_parameters(model: Any) -> List[nn.Parameter]:
-    """Lists the backbone's parameters that the decisions depend on: embeddings and encoder layer 1.
-
-    Args:
-        model: the (possibly wrapped) switchable model.
-
-    Returns:
-        None of them for a policy that reads lengths only; for a policy that is asked after every encoder layer the
-        whole encoder's would belong here, so none are listed either.
-    """
-    encoder = model.encoder
-    policy = encoder.policy
-    if tuple(getattr(policy, "stages", ())) != (1,) or "state" not in policy.inputs:
-        return []
-    return [parameter for part in encoder.before_policy() for parameter in part.parameters()]
-
-
-@contextmanager
-def held(parameters: List[nn.Parameter]) -> Iterator[None]:
-    """Leaves parameters as they are, whatever moves them in the block.
-
-    Without a gradient they would still move: by an optimizer's momentum and decay, and where ``--fp16`` flattens all
-    parameters into one nothing can be left out. So they are put back.
-    """
-    before = [parameter.detach().clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before):
-                parameter.copy_(value)
 
 
 def complete_gradients(model: Any) -> None:

@@ -23,13 +23,7 @@ from sd_fairseq.plugin.guards.preflight import check_teacher, prepare_training
 from sd_fairseq.plugin.guards.presets import PRESETS, SELF_TEACHER, Run, fill_criterion
 from sd_fairseq.plugin.models.conversion import obey_architecture_override
 from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
-from sd_fairseq.plugin.tasks.backbone_update import (
-    check_unused_parameters,
-    complete_gradients,
-    held,
-    policy_input_parameters,
-    update_backbone,
-)
+from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.data_checks import check_lengths
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
@@ -145,18 +139,13 @@ class SwitchableTaskMixin:
         return result
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
-        """Moves the backbone (unless only the policy learns yet), then the policy.
-
-        What a frozen policy reads stands still with it: otherwise its decisions, and the FLOPs, would drift.
-        """
+        """Moves the backbone (unless only the policy learns yet), then the policy."""
         criterion = self.policy_criterion
         frozen = criterion is not None and criterion.backbone_is_frozen()
-        holds = criterion is not None and getattr(model, "policy_learner", None) is not None and criterion.holds_input()
         if hasattr(model, "space"):
             complete_gradients(model)
         step = partial(super().optimizer_step, optimizer, model, update_num)  # type: ignore[misc]
-        with held(policy_input_parameters(model) if holds else []):
-            counts = update_backbone(step, optimizer, frozen)
+        counts = update_backbone(step, optimizer, frozen)
         if criterion is not None and counts:
             criterion.update_policy(model)
 
