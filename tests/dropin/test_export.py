@@ -180,7 +180,7 @@ def test_a_bad_checkpoint_or_place_is_one_line_and_no_file(frozen, tmp_path, cap
         ([tmp_path / "cut.pt", out], ["cut.pt", "truncated"]),
         ([tmp_path / "none.pt", out], ["none.pt", "no such file"]),
         ([plain, out], ["plain.pt", "bart_base", "expected a switchable_bart"]),
-        ([model, tmp_path / "none" / "out.pt"], ["cannot write", "out.pt"]),
-        ([model, tmp_path / "folder"], ["cannot write", "folder"]),
+        ([model, tmp_path / "none" / "out.pt"], ["cannot be written", "out.pt"]),
+        ([model, tmp_path / "folder"], ["cannot be written", "folder"]),
     ):
         check_refused([*arguments, "--path", "dense"], needles, tmp_path, capsys)
