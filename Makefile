@@ -2,6 +2,7 @@
 # make test    all tests                                  make bench   speed and memory against other software
 # make options  docs/options.md again, after an option changed
 # make fuzz    100,000 and more broken files for every reader, ten minutes
+# make soak    10,000 documents through one process; a training killed ten times
 # make matrix  the end-to-end tests on every Python found    make clean   remove the environments and caches
 #
 # Both set up everything they need in $(VENV) the first time. PYTHON picks the interpreter, TORCH the torch to install.
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint options bench fuzz matrix clean setup
+.PHONY: demo test lint options bench fuzz soak matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -48,6 +49,10 @@ test: $(STAMP)
 # Prints how many files each reader was given. The short form of the same is part of `make test`.
 fuzz: $(STAMP)
 	SD_FUZZ=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q
+
+# 10,000 documents through one process, and a training that is killed ten times: an hour on two cores.
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py runs/soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -28,8 +28,16 @@ def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: 
         records: the learned policy's trace.
 
     Raises:
-        ValueError: a mean that no keep-probability reaches.
+        InputError: a trace of a model of another depth, or a mean that no keep-probability reaches.
     """
+    depths = space.encoder_layers, space.decoder_layers
+    for record in records:
+        found = len(record.encoder_ffn), len(record.decoder_ffn)
+        if found != depths:
+            raise InputError(
+                f"example {record.id} of the trace is of a model of {found[0]} + {found[1]} layers, the checkpoint has "
+                f"{depths[0]} + {depths[1]}"
+            )
     target = sum(record.relative_flops_generation for record in records) / len(records)
     lengths = Lengths(
         torch.tensor([record.source_tokens for record in records]),
@@ -44,7 +52,7 @@ def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: 
     low, high = 0.0, 1.0
     target = min(target, expected(high))  # a policy that skips nothing costs a little more than dense: itself
     if target < expected(low):
-        raise ValueError(
+        raise InputError(
             f"mean FLOPs {target:.3f} are below {expected(low):.3f}, where random decisions skip everything"
         )
     for _ in range(40):

@@ -129,7 +129,7 @@ def test_a_split_that_was_not_fitted_is_compared_with_the_static_path_of_the_tab
         (("--flops", 1.5), "--flops 1.5 is not between 0 and 1"),
         (("--flops", 0.8, "--paths", 1), "--paths 1 is not 2 or more"),
         (("--flops", 0.8, "--examples", 5), "--examples 5 is not 0 (all) or 20 and more"),
-        (("--flops", 0.8, "--report", "nowhere/fit.json"), "--report nowhere/fit.json: no folder nowhere"),
+        (("--flops", 0.8, "--report", "nowhere/fit.json"), "nowhere/fit.json: cannot be written"),
         (("--flops", 0.8, "--held-out", "nosplit"), "nosplit"),
         (
             ("--flops", 0.8, "--model-overrides", '{"sd_policy": "random"}'),

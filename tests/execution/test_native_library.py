@@ -2,6 +2,8 @@
 
 import logging
 import os
+import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -162,6 +164,17 @@ def test_what_is_loaded_has_the_structures_that_python_writes(on_linux, monkeypa
         with pytest.raises(OSError, match="bytes, expected"):
             library.check_structures(native)
         monkeypatch.undo()
+
+
+def test_the_structures_of_the_source_are_those_of_python(tmp_path):
+    """Also where the processor cannot run the rest: only sizes are asked for."""
+    compiler, made = shutil.which("c++"), str(tmp_path / "native.so")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("needs a compiler for x86-64")
+    source = os.path.join(os.path.dirname(library.__file__), library.SOURCE)
+    flags = ["-O0", "-mavx512f", "-mavx512bw", "-mavx512vl", "-std=c++17", "-fPIC", "-w", "-shared"]
+    subprocess.run([compiler, *flags, source, "-o", made], check=True)
+    library.check_structures(library.ctypes.CDLL(made))
 
 
 def test_it_brings_no_openmp_of_its_own(on_linux):

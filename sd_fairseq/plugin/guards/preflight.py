@@ -19,7 +19,7 @@ from sd_fairseq.plugin.guards.precision_checks import add_options as add_precisi
 from sd_fairseq.plugin.guards.precision_checks import check_precision
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES, check_effects, flag, options_with_conditions
 from sd_fairseq.plugin.guards.restart import mend_last_checkpoint
-from sd_fairseq.whole_files import check_places
+from sd_fairseq.plugin.guards.trace_place import check_trace
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,7 @@ def check_command_line(argv: Sequence[str]) -> None:
         if "://" not in path:
             check_checkpoint(path, option)
     if command in ("generate", "interactive") and options.sd_trace:
-        try:
-            check_places([options.sd_trace], [*(path for _, path in found), options.input])
-        except InputError as error:
-            raise InputError(f"--sd-trace {error}") from error
+        check_trace(options.sd_trace, [*(path for _, path in found), options.input])
 
 
 def prepare_training(args: Any) -> List[str]:
