@@ -117,13 +117,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=VERSIONS, help="these versions; other rows of the table stay")
     parser.add_argument("--environments", default=os.path.join(ROOT, ".venv-matrix"), help="folder of environments")
-    parser.add_argument("--table", default=os.path.join(ROOT, "docs", "matrix"), help="file to write, without ending")
+    parser.add_argument("--table", default=os.path.join(ROOT, "docs", "matrix.json"), help="file to write")
     options = parser.parse_args(argv)
     os.makedirs(options.environments, exist_ok=True)
     interpreters = find_interpreters()
     rows = {}
-    if options.only and os.path.exists(options.table + ".json"):
-        with open(options.table + ".json", encoding="utf-8") as text:
+    if options.only and os.path.exists(options.table):
+        with open(options.table, encoding="utf-8") as text:
             rows = json.load(text)
     for version in options.only or VERSIONS:
         if version not in interpreters:
@@ -133,8 +133,7 @@ def main(argv=None):
         rows[version] = try_interpreter(version, interpreters[version], options.environments)
         print("Python {}: {}".format(version, rows[version]["result"]), flush=True)
         rows = {one: rows[one] for one in VERSIONS if one in rows}
-        write(options.table + ".json", json.dumps(rows, indent=1) + "\n")
-        write(options.table + ".md", render(rows.values()))
+        write(options.table, json.dumps(rows, indent=1) + "\n")
     print(render(rows.values()), end="")
     return sum(not row["passed"] for row in rows.values())
 

@@ -1,7 +1,7 @@
 """How little a trained policy may run so that its loss against the dense path stays below a bound, with confidence.
 
 What is tuned is one number: the budget of a policy that serves a range, or else a shift of every logit that keeps
-(``PolicyNetwork.shift``), around the one that it was trained with. The numbers to choose from are given before any loss is
+(``PolicyNetwork.shift``) from the one that it was trained with. The numbers to choose from are given before any loss is
 seen, from the dearest to the cheapest; :mod:`~sd_fairseq.evaluation.risk_control` says which of them may be used.
 """
 

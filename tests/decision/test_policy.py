@@ -5,9 +5,9 @@ from torch import nn
 
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.decision.given_policies import uniform_distribution
+from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
 from sd_fairseq.decision.policy import (
     Float32Module,
-    LayerwisePolicyNetwork,
     PolicyDistribution,
     PolicyNetwork,
     initial_bias,

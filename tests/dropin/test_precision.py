@@ -18,7 +18,8 @@ from dropin.workers import (
 from factories import build_model, build_tiny_space
 from training import build_samples, build_training
 
-from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
+from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
+from sd_fairseq.decision.policy import PolicyNetwork
 
 POLICY_LR = 0.013
 OPTIONS = [

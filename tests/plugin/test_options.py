@@ -5,7 +5,8 @@ import torch
 from factories import build_model, random_batch, undecide
 
 from sd_fairseq.decision.given_policies import RandomPolicy
-from sd_fairseq.decision.policy import LayerwisePolicyNetwork, PolicyNetwork
+from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
+from sd_fairseq.decision.policy import PolicyNetwork
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES
 from sd_fairseq.plugin.models.options import DEFAULTS, POLICIES, add_model_options, fill_defaults

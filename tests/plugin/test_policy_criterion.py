@@ -318,7 +318,8 @@ def test_a_fixed_policy_keeps_its_budget_by_a_shift_alone(budget, average, monke
             (logged,) = training.update(samples, update)
         assert torch.equal(training.policy(), policy)
         evaluator = Evaluator(training.model, samples[0], 1, 0.0)
-        weights = flops_weights(training.criterion.settings, training.model.space, evaluator.shape, evaluator.lengths(4))
+        about = training.model.space, evaluator.shape, evaluator.lengths(4)
+        weights = flops_weights(training.criterion.settings, *about)
         with torch.no_grad():
             decisions = training.model.eval()(**samples[0]["net_input"])[1]["decisions"]
         flops = relative_flops("generation", evaluator.shape, training.model.space, decisions, evaluator.lengths(4))

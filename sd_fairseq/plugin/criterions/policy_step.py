@@ -251,27 +251,6 @@ def constraint_sums(
     return violation, measured
 
 
-def budget_residuals(
-    settings: PolicyStepSettings, evaluator: Evaluator, decisions: Decisions, budgets: Optional[Tensor], budget: float
-) -> Tensor:
-    """Sums what deployed paths leave of their budgets, float32 [2, K]: the residuals, and what they add up over.
-
-    Args:
-        settings: what is counted, and what each example counts for.
-        evaluator: of the batch.
-        decisions: the deployed paths.
-        budgets: [B] of a policy for a range, whose K knots take their share of each; None = one budget, K = 1.
-        budget: the one budget.
-    """
-    space, shape, lengths = evaluator.model.space, evaluator.shape, evaluator.lengths(settings.beam)
-    flops = relative_flops(settings.definition, shape, space, decisions, lengths)
-    weights = flops_weights(settings, space, shape, lengths).unsqueeze(1)  # [B, 1]
-    if budgets is not None:
-        weights = weights * evaluator.model.encoder.policy.budgets.weights(budgets)  # [B, K]
-    residuals = ((budget if budgets is None else budgets) - flops).float().unsqueeze(1)  # [B, 1]
-    return torch.stack([(residuals * weights).sum(dim=0), weights.sum(dim=0)])
-
-
 def flops_weights(settings: PolicyStepSettings, space: DecisionSpace, shape: ModelShape, lengths: Lengths) -> Tensor:
     """Returns what each example's relative FLOPs count for, float32 [B]: 1, or its dense path's share, 1 on average."""
     if settings.mean_dense_flops is None:

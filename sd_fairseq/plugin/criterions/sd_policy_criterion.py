@@ -6,9 +6,8 @@ micro-batches, and the task's ``optimizer_step`` asks for one policy update (see
 """
 
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, ContextManager, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Tuple
 
 import torch
 from fairseq.criterions import register_criterion
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.noise import Noise
-from sd_fairseq.learning.budget_tracking import move_shift
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, trainable_parameters
 from sd_fairseq.learning.settling import Settling
+from sd_fairseq.plugin.criterions.budgets import Budgets, serving
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.distillation import Distiller
-from sd_fairseq.plugin.criterions.estimators import salt
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import (
     SDPolicyCriterionConfig,
@@ -34,7 +32,6 @@ from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_po
 from sd_fairseq.plugin.criterions.policy_step import (
     Evaluator,
     PolicyStepSettings,
-    budget_residuals,
     measure_with_dropout_off,
     policy_step,
 )
@@ -73,7 +70,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             bound=cfg.sd_bound,
             temperature=cfg.sd_constraint_temperature,
             tolerance=cfg.sd_tolerance,
-            flops_budget=cfg.sd_flops_budget if str(cfg.sd_mode) == "budget" else None,
+            flops_budget=None,  # an update's own
             definition=str(cfg.sd_flops_definition),
             exact_flops_gradient=not cfg.sd_score_function_flops,
             beam=cfg.sd_cost_beam,
@@ -87,8 +84,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.update = 0
         self.learns_policy = False
         self.pending: List[PolicyGradientSums] = []
-        self.tracks_budget = str(cfg.sd_mode) == "budget" and str(cfg.sd_track_budget) == "yes"
-        self.residuals: List[Tensor] = []
+        self.budgets = Budgets(cfg)
 
     def divides_by_an_estimate(self, cfg: SDPolicyCriterionConfig) -> bool:
         """Tells whether the multiplier divides by the square of a gradient that is estimated from samples.
@@ -154,22 +150,20 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train(self, mode: bool = True) -> "SDPolicyCriterion":
         """Starts an update, as fairseq's trainer does: gradients of one that a loss scaler skipped are forgotten."""
-        self.pending, self.residuals = [], []
+        self.pending = []
+        self.budgets.forget()
         return super().train(mode)
 
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
         self.find_average(evaluator)
-        budgets = getattr(evaluator.model.encoder.policy, "budgets", None)
-        if budgets is not None:
-            if self.settings.flops_budget is None:
-                raise InputError(f"--sd-budget-range needs --sd-mode budget, found {self.cfg.sd_mode}")
-            self.settings = replace(self.settings, flops_budget=budgets.at(self.update))
-        quality_constrains = self.settings.flops_budget is None and str(self.cfg.sd_mode) != "fixed"
+        budget = self.budgets.of_update(evaluator.model.encoder.policy, self.update)
+        quality_constrains = budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
         temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
-        with serving(evaluator, self.settings.flops_budget):
-            step = policy_step(evaluator, replace(self.settings, temperature=temperature), self.update, measure)
+        settings = replace(self.settings, temperature=temperature, flops_budget=budget)
+        with serving(evaluator, budget):
+            step = policy_step(evaluator, settings, self.update, measure)
         finite = self.check_finite(step.trained.loss, "sampled")
         finite = finite and self.check_finite(step.sums.flatten().sum(), "deployed or the dense")
         if finite:
@@ -186,7 +180,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             sd_policy_batches=1,
         )
         if hasattr(evaluator.model.encoder.policy, "budget"):
-            figures.update(sd_budget=torch.tensor(self.settings.flops_budget) * step.lengths.source.numel())
+            figures.update(sd_budget=budget * step.lengths.source.numel())
         if step.dense is not None:
             dense = step.dense.per_example.sum()  # unlike the other two of a training, without dropout
             figures.update(sd_quality_dense_dropout_off=dense, sd_dense=step.lengths.source.numel())
@@ -200,7 +194,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Trains the backbone on the mode path."""
-        budgets = self.draw_budgets(evaluator)
+        budgets = self.budgets.of_documents(evaluator, self.settings.seed, self.update)
         with serving(evaluator, budgets):
             trained, extra = evaluator.run(PathRequest("mode"))
         self.check_finite(trained.loss, "deployed")
@@ -210,20 +204,10 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         if budgets is not None:
             figures.update(sd_budget=budgets.sum())
-        if self.tracks_budget and evaluator.model.policy_learner is not None:
+        if self.budgets.tracks and evaluator.model.policy_learner is not None:
             self.find_average(evaluator)
-            self.residuals.append(
-                budget_residuals(self.settings, evaluator, extra["decisions"], budgets, self.cfg.sd_flops_budget)
-            )
+            self.budgets.note(self.settings, evaluator, extra["decisions"], budgets)
         return trained, figures
-
-    def draw_budgets(self, evaluator: Evaluator) -> Optional[Tensor]:
-        """Draws a budget for each document, float32 [B], where a fixed policy serves a range; else None."""
-        budgets = getattr(evaluator.model.encoder.policy, "budgets", None)
-        if budgets is None:
-            return None
-        noise = salt(self.settings.seed, self.update)
-        return budgets.spread(Noise.for_examples(evaluator.sample["id"], noise, evaluator.model.space))
 
     def validate(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Scores the deployed path (the reported loss), a sampled one and the dense one; dropout is off."""
@@ -274,8 +258,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         if learner is None:
             return
         if self.policy_is_frozen():
-            if self.tracks_budget:
-                self.track_budget(model.encoder.policy)
+            if self.budgets.tracks:
+                self.budgets.track(model.encoder.policy, self.update)
             return
         parameters = trainable_parameters(model.encoder.policy)
         sums = PolicyGradientSums.zeros(learner.first_moment.numel(), learner.first_moment.device)
@@ -294,18 +278,6 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             if self.settings.halves and float(learner.steps) == 50 and float(learner.products_updates) == 0:
                 logger.warning("no update held pairs of odd and of even numbers: the multiplier's norm stays naive")
 
-    def track_budget(self, policy: Any) -> None:
-        """Moves the shift of a fixed policy's logits by what the deployed paths of all workers cost."""
-        shifts = policy.shifts()
-        sums = torch.zeros(2, shifts[0].numel(), device=shifts[0].device)
-        for residuals in self.residuals:
-            sums += residuals.to(sums)
-        self.residuals = []
-        if distributed_utils.get_data_parallel_world_size() > 1:
-            distributed_utils.all_reduce(sums, group=distributed_utils.get_data_parallel_group())
-        for shift in shifts:
-            move_shift(shift, sums[0], sums[1], self.update - self.cfg.sd_policy_freeze_update)
-
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
         """Logs fairseq's usual figures, or a head's, and the policy's."""
@@ -319,12 +291,6 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """All figures are sums."""
         return True
-
-
-def serving(evaluator: Evaluator, budgets: Union[float, Tensor, None]) -> ContextManager:
-    """Lets a policy for a range of budgets serve these in the block; any other policy is left alone."""
-    policy = evaluator.model.encoder.policy
-    return nullcontext() if getattr(policy, "budgets", None) is None else policy.serving(budgets)
 
 
 def count_nothing(figures: Dict[str, Any]) -> Dict[str, Any]:

@@ -11,7 +11,8 @@ from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.budgets import KNOTS, BudgetRange
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
-from sd_fairseq.decision.policy import INPUTS, LayerwisePolicyNetwork, PolicyNetwork, input_width
+from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
+from sd_fairseq.decision.policy import INPUTS, PolicyNetwork, input_width
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES, check_preset
