@@ -75,6 +75,9 @@ def test_the_budget_is_chosen_when_generating(zoo, tmp_path):
         records = read_trace(str(trace))
         corpus = sum(one.flops_generation for one in records) / sum(one.flops_generation_dense for one in records)
         assert corpus == pytest.approx(shares[-1], abs=6e-5)
+        assert ("(budget " in zoo.last_output) == bool(options)
+        missed = abs(corpus - float((options or [0, corpus])[1])) > 0.05
+        assert ("WARNING: these documents miss the budget" in zoo.last_output) == missed
     assert shares[0] < 0.8 < shares[1] == shares[2]
     text = (zoo.texts / "test.source").read_text(encoding="utf-8")
     lines = ["--input", zoo.texts / "test.source", "--buffer-size", str(len(text.splitlines()))]

@@ -274,6 +274,7 @@ def select(sample, rows):
         ({"sd_policy_freeze_update": -1}, "--sd-policy-freeze-update -1"),
         ({"sd_settle_share": 1.5}, "--sd-settle-share 1.5"),
         ({"sd_policy_freeze_update": 5, "sd_policy_warmup_updates": 6}, "--sd-policy-freeze-update 5"),
+        ({"sd_mode": "budget", "sd_track_budget": "yes"}, "--sd-track-budget yes needs --sd-policy-freeze-update"),
         ({"sd_multiplier_floor": 3.0, "sd_multiplier_ceiling": 1.0}, "3.0..1.0"),
         ({"sd_alpha": -1.0}, "-1.0"),
         ({"sd_fixed_weight": 0.0}, "0.0"),

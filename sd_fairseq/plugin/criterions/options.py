@@ -168,6 +168,8 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
         raise InputError("--report-accuracy and --ignore-prefix-size do not apply to --criterion sd_policy_criterion")
     if cfg.sd_teacher and not cfg.sd_distillation:
         raise InputError("--sd-teacher needs --sd-distillation, the weight of the teacher in the loss")
+    if str(cfg.sd_track_budget) == "yes" and not cfg.sd_policy_freeze_update:
+        raise InputError("--sd-track-budget yes needs --sd-policy-freeze-update: it acts once the policy is fixed")
     if 0 < cfg.sd_policy_freeze_update < cfg.sd_policy_warmup_updates:
         raise InputError(
             f"--sd-policy-freeze-update {cfg.sd_policy_freeze_update} is before the end of "

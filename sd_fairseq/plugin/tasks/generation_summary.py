@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Set
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
 from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
 
+MISSED_BY = 0.03  # share of the dense FLOPs: more is a budget missed
 HINT = "train a policy, or name a path with --sd-path; --sd-path dense says that this is wanted"
 
 
@@ -34,6 +35,7 @@ class GenerationSummary:
         self.switchable = dict.fromkeys(SITES, 0)
         self.tokens, self.kept_tokens = 0, 0
         self.paths: Set[int] = set()
+        self.budget: Optional[float] = None  # that was asked for
         self.finalizer: Optional[Finalize] = None
 
     def add_batch(self, documents: int, seconds: float, fast: bool) -> None:
@@ -88,7 +90,11 @@ class GenerationSummary:
         share = f"{corpus:.4f}"
         if f"{mean:.4f}" != share:
             share += f" (mean of documents {mean:.4f})"
-        lines.append(f"{share} of the dense model's FLOPs, {len(self.paths):,} distinct paths")
+        budget = "" if self.budget is None else f" (budget {self.budget:g})"
+        lines.append(f"{share} of the dense model's FLOPs{budget}, {len(self.paths):,} distinct paths")
+        if self.budget is not None and abs(mean - self.budget) > MISSED_BY:
+            missed = f"{mean - self.budget:+.3f}"
+            lines.append(f"WARNING: these documents miss the budget by {missed}: they are unlike those of the training")
         if self.skips_nothing:
             warning = "" if self.wants_dense else f"WARNING: a switchable model skipped nothing: {HINT}"
             return [*lines, warning] if warning else lines

@@ -70,6 +70,7 @@ class SwitchableTaskMixin:
             take_positions(self.cfg, model)  # type: ignore[attr-defined]
         if self._generates():
             self.summary = self.summary or GenerationSummary()
+            self.summary.budget = getattr(self.cfg, "sd_flops_budget", None)  # type: ignore[attr-defined]
         return model
 
     def _generates(self) -> bool:
