@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
+from functools import lru_cache
 from typing import Any, Callable, Iterator, Optional
 
 CLOSED_PIPE = 141  # exit code of a tool whose reader has gone, as a shell reports it: 128 + SIGPIPE
@@ -104,3 +106,16 @@ def drop_standard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # standard output is no file, such as in a test
         pass
+
+
+@lru_cache(maxsize=None)
+def end_quietly() -> None:
+    """Lets this process, a command, print what is left at its end, in silence where the reader has gone; once."""
+    atexit.register(_flush)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_standard_output()

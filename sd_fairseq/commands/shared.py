@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from sd_fairseq.errors import run
+from sd_fairseq.errors import end_quietly, run
 from sd_fairseq.version import __version__
 
 __all__ = ["add_batches", "add_model", "add_prediction", "add_sample", "make_parser", "run"]
@@ -21,6 +21,7 @@ def make_parser(name: str, about: str, example: str) -> argparse.ArgumentParser:
         about: what it does; line breaks are kept.
         example: one command line.
     """
+    end_quietly()
     epilog = "example:\n  " + example
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=name, description=about, epilog=epilog, formatter_class=kind)

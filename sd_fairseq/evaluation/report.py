@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_fairseq.decision.trace import TraceRecord, read_trace
-from sd_fairseq.errors import InputError, run
+from sd_fairseq.errors import InputError, end_quietly, run
 from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.generation_output import GenerationOutput, read_generation
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
@@ -212,6 +212,7 @@ def write_report(report: Dict[str, Any], names: Sequence[str], folder: str, titl
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
+    end_quietly()
     example = "example: sd-report --dense dense.txt dense.jsonl --switchable sd.txt sd.jsonl --output-dir report"
     about = "Compare generations in quality, FLOPs and paths."
     parser = argparse.ArgumentParser(prog="sd-report", description=about, epilog=example)

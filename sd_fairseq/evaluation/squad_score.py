@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from sd_fairseq.errors import InputError, run
+from sd_fairseq.errors import InputError, end_quietly, run
 from sd_fairseq.evaluation.squad_data import Question, has_unanswerable, read_questions
 from sd_fairseq.user_files import read_json_object
 from sd_fairseq.version import __version__
@@ -151,6 +151,7 @@ def read_mapping(path: str, kinds: Tuple[type, ...], ids: Sequence[str] = ()) ->
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command; returns its exit code."""
+    end_quietly()
     about, example = str(__doc__).split("\n\n", 1)[0], "example: sd-squad-score dev.json answers.json"
     parser = argparse.ArgumentParser(prog="sd-squad-score", description=about, epilog=example)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)

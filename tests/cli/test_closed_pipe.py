@@ -49,6 +49,13 @@ def test_a_command_whose_reader_has_gone_is_quiet(inputs, command, names):
     assert (code, error) == (CLOSED_PIPE, "")
 
 
+@pytest.mark.parametrize("command", ["rouge", "report", "squad_score", "export"])
+def test_help_is_quiet_too(command):
+    """It is printed when the process ends."""
+    _, error = run_without_reader("-m", "sd_fairseq.commands." + command, "--help")
+    assert error == ""
+
+
 def test_every_command_ends_through_the_same_function():
     """What the tests above show of three holds for all: ``run`` does their work."""
     for path in sorted((ROOT / "sd_fairseq" / "commands").glob("*.py")):

@@ -42,3 +42,14 @@ def test_tables_with_a_mark_and_blank_lines(tmp_path, name, lines):
 
     (tmp_path / name).write_bytes(MARK + "\n".join(lines).encode())
     assert [row for _, row in _read_rows(str(tmp_path / name))] == [{"a": "one", "label": "yes"}]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\uDFFF": 1}', '["x", {"a": ["\\udc00 b"]}]'])
+def test_half_a_surrogate_pair_is_refused_where_it_is_read(text):
+    """JSON can say it, no file can hold it: it would end the writing of a result."""
+    from sd_fairseq.errors import InputError
+    from sd_fairseq.user_files import parse_json
+
+    with pytest.raises(InputError, match="x:3: holds half of a surrogate pair"):
+        parse_json(text, "x:3")
+    assert parse_json('"\\ud83d\\ude00 \\\\ud800"', "x") == "\U0001f600 \\ud800"

@@ -1,11 +1,10 @@
 """Bad input ends a fairseq command with one clear line instead of a traceback."""
 
-import atexit
 import os
 import sys
 from typing import Optional
 
-from sd_fairseq.errors import TRACEBACK_VARIABLE, InputError, drop_standard_output, find_message
+from sd_fairseq.errors import TRACEBACK_VARIABLE, InputError, drop_standard_output, end_quietly, find_message
 
 __all__ = ["InputError", "fairseq_command", "find_message", "install_one_line_errors"]
 
@@ -54,12 +53,4 @@ def install_one_line_errors() -> None:
 
     print_one_line.prints_input_errors = True
     sys.excepthook = print_one_line
-    atexit.register(flush_standard_output)
-
-
-def flush_standard_output() -> None:
-    """Prints what is still to be printed; in silence where the reader has gone."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_standard_output()
+    end_quietly()
