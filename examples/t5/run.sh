@@ -2,8 +2,8 @@
 # A pretrained T5 learns to skip: import, tokenize, dense fine-tuning, switchable fine-tuning, generation, comparison.
 #
 # Usage: run.sh SOURCE [OUT]   SOURCE: folder of a pretrained T5 (see README.md); OUT: default runs/t5.
-# DENSE and UPDATES (updates of the two trainings), TOKENS (of a batch), TRAIN and VALID (pairs), DATA (folder of their files),
-# ARCH, THREADS and PYTHON change the run. What is there already is not made again.
+# DENSE and UPDATES (updates of the two trainings), TOKENS (of a batch), TRAIN and VALID (pairs), DATA (folder of their
+# files), ARCH, THREADS and PYTHON change the run. What is there already is not made again.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
