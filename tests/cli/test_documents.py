@@ -95,7 +95,7 @@ def commands():
     """name -> module of the commands that are installed (setup.py takes them from the same folder)."""
     names = [path.stem for path in (ROOT / "sd_fairseq" / "commands").glob("*.py")]
     return {
-        "sd-" + name.replace("_", "-"): "sd_fairseq.commands." + name
+        "sd-import" if name == "import_weights" else "sd-" + name.replace("_", "-"): "sd_fairseq.commands." + name
         for name in names
         if name not in ("__init__", "shared")
     }

@@ -52,7 +52,9 @@ def test_a_training_that_stops_ends_where_an_unbroken_one_ends_and_its_checkpoin
     trace = tmp_path / "trace.jsonl"
     lines = run("generate", [data, *TASK, *SEARCH, *path, "--sd-trace", trace], tmp_path / "log")
     assert lines.count("\nH-") == 12 and len(trace.read_text().splitlines()) == 12
-    assert "not the fast one: SwitchableT5Model is not a switchable BART" in lines
+    assert "12 documents" in lines and "by the fast generator" in lines
+    slow = run("generate", [data, *TASK, *SEARCH, *path, "--sd-generator", "fairseq"], tmp_path / "slow")
+    assert words_of(slow) == words_of(lines) and len(words_of(slow)) == 12
     random_path = ["--sd-path", "random:0.5"]
     assert "distinct paths" in run("generate", [data, *TASK, *SEARCH, *path, *random_path], tmp_path / "log2")
 
@@ -62,6 +64,11 @@ def test_float16_is_one_line(data, tmp_path):
     (output,) = fail_or_finish([process], [tmp_path / "log"])
     assert process.exitcode == 1 and "Traceback" not in output
     assert "switchable_t5 does not support --fp16" in output.splitlines()[-1]
+
+
+def words_of(output):
+    """Number and words of every hypothesis, sorted."""
+    return sorted((line.split("\t")[0], line.split("\t")[2]) for line in output.splitlines() if line.startswith("H-"))
 
 
 @pytest.fixture(scope="module")

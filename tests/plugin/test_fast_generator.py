@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import VOCABULARY, along, build_model, random_batch, random_decisions, undecide
+from factories import T5_VARIANTS, VOCABULARY, along, build_model, random_batch, random_decisions, undecide
 from fairseq import search
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
@@ -37,6 +37,7 @@ VARIANTS = {
         "activation_fn": "relu",
     },
     "tanh": {"activation_fn": "tanh"},
+    **T5_VARIANTS,
 }
 SEARCHES = {
     "length penalty": {"len_penalty": 2.0},

@@ -110,6 +110,20 @@ def test_what_is_written_loads_and_its_dictionary_has_the_models_ids(tmp_path):
     assert dictionary.string(torch.tensor([7, 0, 47, 1])) == "7 <pad> 47"
 
 
+def test_the_hub_answers_text_with_text(tmp_path):
+    pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    from sd_fairseq.plugin.models.switchable_t5 import SwitchableT5Model
+
+    out = str(tmp_path / "out")
+    import_model(str(REFERENCE / "v1_1"), out)
+    tokens = {"bpe": "sd_tokenizer", "sd_tokenizer": out + "/tokenizer.json"}
+    hub = SwitchableT5Model.from_pretrained(out, "model.pt", out, **tokens)
+    text = "w7 w8 w9 w10 w11 w12 w13"  # longer than the file's own truncation
+    assert hub.encode(text).tolist() == [7, 8, 9, 10, 11, 12, 13, 1] and hub.decode(hub.encode(text)) == text
+    answers = hub.translate([text, "w3 unheard </s>"], beam=2, max_len_b=5)
+    assert len(answers) == 2 and all(word.startswith("w") for answer in answers for word in answer.split())
+
+
 def test_a_stock_dictionary_is_told_apart(tmp_path):
     (tmp_path / "dict.txt").write_text("the 10\n</s>x 3\n7 1\n", encoding="utf-8")
     assert not is_identity(str(tmp_path / "dict.txt")) and not is_identity(str(tmp_path / "none.txt"))

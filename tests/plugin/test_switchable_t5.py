@@ -1,19 +1,24 @@
 """What is T5's own: sizes, what the policy reads, where a target begins, what is refused, that a training learns."""
 
 import argparse
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 from factories import T5, T5_VARIANTS, along, build_dictionary, build_model, random_batch, random_decisions
+from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from training import build_samples, build_training
 
+from sd_fairseq.cost.path_flops import Lengths, path_flops
 from sd_fairseq.decision.decider import PathRequest, masked_mean
 from sd_fairseq.families.norms import divide_by_rms
-from sd_fairseq.families.positions import relative_bucket
 from sd_fairseq.families.t5 import SIZES, T5Shape
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
+from sd_fairseq.plugin.generation.fast_model import FastModel
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_t5 import SwitchableT5Decoder, SwitchableT5Encoder, SwitchableT5Model
 
@@ -44,15 +49,6 @@ def test_every_architecture_is_registered_with_its_sizes():
         found = args.encoder_embed_dim, args.encoder_attention_heads, args.attention_head_dim, args.encoder_layers
         assert found == (shape.dim, shape.heads, shape.head_dim, shape.encoder_layers)
         assert (args.feed_forward, args.share_decoder_input_output_embed) == (shape.feed_forward, shape.tied_head)
-
-
-def test_buckets_are_exact_nearby_and_grow_with_the_distance():
-    """By hand: 32 buckets, up to 128. In the encoder 16 a direction, 8 of them exact."""
-    distance = torch.tensor([-200, -128, -64, -8, -7, -1, 0, 1, 7, 8, 64, 128, 200])
-    both = relative_bucket(distance, 32, 128, both_ways=True).tolist()
-    assert both == [15, 15, 14, 8, 7, 1, 0, 17, 23, 24, 30, 31, 31]
-    back = relative_bucket(distance, 32, 128, both_ways=False).tolist()
-    assert back == [31, 31, 26, 8, 7, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 @torch.no_grad()
@@ -146,6 +142,11 @@ def test_options_that_t5_does_not_go_with_are_refused(options, text):
         build_model(**T5, **options)
 
 
+def test_a_classification_head_is_refused():
+    with pytest.raises(InputError, match="switchable_t5 has no head 'sentences': it answers in text"):
+        build_model(**T5).register_classification_head("sentences", num_classes=2)
+
+
 def test_float16_is_refused_after_loading_too():
     with pytest.raises(InputError, match="does not support --fp16"):
         build_model(**T5).half()
@@ -178,3 +179,39 @@ def test_checkpoints_load_with_and_without_a_policy_and_foreign_ones_are_named()
     with pytest.raises(InputError, match="not finite"):
         broken = {**state, "encoder.layer_norm.weight": torch.full((32,), float("nan"))}
         build_model(**T5).load_state_dict(broken)
+
+
+@torch.no_grad()
+@every_variant
+@pytest.mark.parametrize("beam", [1, 3])
+def test_the_fast_generator_runs_what_a_path_keeps_and_no_more(variant, beam):
+    """Traced FLOPs equal the closed form, but that a hypothesis reads the keys of all, under a mask."""
+    model = build_model(**T5_VARIANTS[variant])
+    shape = dataclasses.replace(model.shape, policy_networks=0)
+    for length in (19, 7):
+        batch, decisions = random_batch([length]), random_decisions(model.space, 1, 0.5)
+        generator = SequenceGenerator(FastModel(model), model.decoder.dictionary, beam_size=beam, max_len_b=6)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            hypotheses = generator.generate([model], {"net_input": along(batch, decisions)})[0]
+        steps = max(len(one["tokens"]) for one in hypotheses)
+        lengths = Lengths(batch.src_lengths, torch.tensor([steps]), beam)
+        others = 2 * shape.attention_dim * steps * (steps + 1) * beam * (beam - 1)  # of the other hypotheses' keys
+        read = int(decisions.decoder_attention.sum()) * others
+        assert counter.get_total_flops() == int(path_flops("generation", shape, model.space, decisions, lengths)) + read
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision,bound", [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
+def test_other_precisions_of_the_fast_generator_stay_close(precision, bound):
+    model, batch = build_model(**T5), random_batch()
+    expected = FastModel(model)
+    found = FastModel(model, precision)
+    tokens = torch.full((6, 1), model.decoder.eos)
+    values = [one.forward_decoder(tokens, one.forward_encoder(batch.net_input), [{}])[0] for one in (expected, found)]
+    difference = (values[0].exp() - values[1].exp()).abs().sum(dim=1)
+    assert float(difference.max()) < bound
+
+
+def test_float16_is_refused_by_the_fast_generator():
+    with pytest.raises(InputError, match="--sd-generation-precision float16: a trained T5 overflows"):
+        FastModel(build_model(**T5), "float16").forward_encoder(random_batch().net_input)

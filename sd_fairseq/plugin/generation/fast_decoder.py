@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, List, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend, cache_dtype, for_heads
@@ -163,7 +162,7 @@ class DecoderSearch:
     """The decoder's state during one search.
 
     Args:
-        model: a switchable BART.
+        model: a switchable model.
         weights: the model's, packed.
         source: the encoder's output.
         beam: hypotheses a sentence.
@@ -172,12 +171,11 @@ class DecoderSearch:
     layer_search: Any = LayerSearch
 
     def __init__(self, model: Any, weights: FastWeights, source: EncodedSource, beam: int):
-        self.decoder, self.weights, self.beam = model.decoder, weights, beam
+        self.weights, self.beam = weights, beam
         self.device = source.x.device
         sentences = len(source.lengths)
-        keeps_norm = self.decoder.skip_keeps_layer_norm
         self.layers = [
-            self.layer_search(layer, source, beam, index, keeps_norm)
+            self.layer_search(layer, source, beam, index, weights.keeps_norm)
             for index, layer in enumerate(weights.decoder_layers)
         ]
         self.ancestry = self._build_ancestry(sentences)
@@ -200,7 +198,8 @@ class DecoderSearch:
         Returns:
             Logits [R, V] in the search's order.
         """
-        x = self._embed(tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows))
+        tokens = tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows)
+        x = self.weights.embed_step(tokens)
         x = self._run_layers(x, self.steps)
         self.steps += 1
         return self._run_head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
@@ -211,6 +210,9 @@ class DecoderSearch:
             x = self.weights.embedding_norm(x)
         heads = self.weights.decoder_layers[0].heads
         mask = None if self.ancestry is None else for_heads(self.ancestry.upto(step), heads)
+        bias = self.weights.step_bias(step)
+        if bias is not None:
+            mask = add_bias(mask, bias, len(self.slot_of), self.beam)
         for layer in self.layers:
             x = layer.run(x, step, mask)
         return x if self.weights.decoder_norm is None else self.weights.decoder_norm(x)
@@ -218,14 +220,6 @@ class DecoderSearch:
     def _run_head(self, x: Tensor) -> Tensor:
         """Makes logits: [R, C] -> [R, V]."""
         return self.weights.head(x)
-
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Embeds the newest of [R, step + 1] tokens, without LayerNorm: [R, C]."""
-        decoder = self.decoder
-        x = decoder.embed_scale * F.embedding(tokens[:, -1], decoder.embed_tokens.weight)
-        if decoder.embed_positions is not None:
-            x = x + decoder.embed_positions(tokens, incremental_state={})[:, -1]
-        return x.to(self.weights.precision.dtype)
 
     def reorder(self, new_order: Tensor) -> None:
         """Follows the search to its next step.
@@ -268,6 +262,22 @@ class DecoderSearch:
         place_of = sorted(range(len(self.slot_of)), key=self.slot_of.__getitem__)
         self.search_rows = Slots(place_of).rows(self.beam, self.device)
         self.sentence_order = torch.tensor(place_of, dtype=torch.long, device=self.device)
+
+
+def add_bias(mask: Optional[Tensor], bias: Tensor, sentences: int, beam: int) -> Tensor:
+    """Adds a score bias of the steps to a search's mask; the hypotheses of a step stand side by side.
+
+    Args:
+        mask: [B * H, beam, steps * beam] or None.
+        bias: [H, steps].
+        sentences: B.
+        beam: hypotheses a sentence.
+
+    Returns:
+        [B * H, beam, steps * beam].
+    """
+    spread = bias.repeat_interleave(beam, dim=1).unsqueeze(1).repeat(sentences, 1, 1)  # [B * H, 1, steps * beam]
+    return spread if mask is None else mask + spread.to(mask.dtype)
 
 
 def kept_list(keep: Tensor) -> Optional[List[int]]:

@@ -42,7 +42,7 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
     """Encodes a batch along the deployed path.
 
     Args:
-        model: a switchable BART whose policy decides once, after encoder layer 1.
+        model: a switchable model whose policy decides once, after encoder layer 1.
         weights: the model's, packed.
         net_input: ``src_tokens`` [B, S]; ``decision_log`` where a trace is kept; ``path`` to take another than the
             deployed one.
@@ -51,23 +51,25 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
     src_tokens = net_input["src_tokens"]
     padding_mask = src_tokens.eq(encoder.padding_idx)  # [B, S]
     real = ~padding_mask
-    embedded, _ = encoder.forward_embedding(src_tokens)  # [B, S, C]
-    x = embedded[real].to(weights.precision.dtype)  # [N, C]
+    embedded = weights.embed_source(src_tokens)  # [B, S, C]
+    x = embedded[real].to(weights.stream)  # [N, C]
     lengths = real.sum(dim=1).tolist()
-    x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False)
+    bias = weights.source_bias(lengths)
+    x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False, bias)
     padded = x.new_zeros(embedded.size())
     padded[real] = x
     path = net_input.get("path", PathRequest())
     decider = Decider(encoder.space, encoder.policy, path, src_tokens, padding_mask)
-    decider.decide(1, padded.transpose(0, 1))
+    decider.decide(1, encoder.view_for_policy(padded.transpose(0, 1)))
     decisions = decider.decisions()
     if bool((decisions.token_choice != 0).any()):
         keep = kept_token_mask(padding_mask, decisions.token_choice, encoder.space.token_strategies)  # [B, S]
         x, lengths = padded[keep], keep.sum(dim=1).tolist()  # [N', C]
+        bias = weights.source_bias(lengths, keep)
     attention, ffn = find_kept_rows(decisions.encoder_attention), find_kept_rows(decisions.encoder_ffn)
     for index in range(1, len(weights.encoder_layers)):
         layer = weights.encoder_layers[index]
-        x = run_layer(layer, x, lengths, attention[index], ffn[index], encoder.skip_keeps_layer_norm)
+        x = run_layer(layer, x, lengths, attention[index], ffn[index], weights.keeps_norm, bias)
     if weights.encoder_norm is not None:
         x = weights.encoder_norm(x)
     if net_input.get("decision_log") is not None:
@@ -76,7 +78,13 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
 
 
 def run_layer(
-    layer: LayerWeights, x: Tensor, lengths: Sequence[int], attention: KeptRows, ffn: KeptRows, keeps_norm: bool
+    layer: LayerWeights,
+    x: Tensor,
+    lengths: Sequence[int],
+    attention: KeptRows,
+    ffn: KeptRows,
+    keeps_norm: bool,
+    bias: Optional[List[Tensor]] = None,
 ) -> Tensor:
     """Runs one encoder layer for the sentences that keep its sub-layers: [N, C] -> [N, C].
 
@@ -86,11 +94,16 @@ def run_layer(
         lengths: of the sentences, summing to N.
         attention, ffn: the sentences that keep each sub-layer.
         keeps_norm: a skipped sub-layer still applies its LayerNorm.
+        bias: see :meth:`FastWeights.source_bias`.
     """
-    kept_lengths = lengths if attention is None else [lengths[sentence] for sentence in attention.tolist()]
+    kept = range(len(lengths)) if attention is None else attention.tolist()
+    kept_lengths = [lengths[sentence] for sentence in kept]
+    kept_bias = None if bias is None else [bias[sentence] for sentence in kept]
 
     def attend(part: Tensor, _: KeptRows) -> Tensor:
-        return layer.attention_residual(part, lambda y: layer.attention_out(self_attention(layer, y, kept_lengths)))
+        return layer.attention_residual(
+            part, lambda y: layer.attention_out(self_attention(layer, y, kept_lengths, kept_bias))
+        )
 
     def feed_forward(part: Tensor, _: KeptRows) -> Tensor:
         return layer.ffn_residual(part, layer.ffn)
@@ -101,14 +114,18 @@ def run_layer(
     return run_kept_rows(feed_forward, x, token_rows(ffn, lengths), ffn_norm, dim=0)
 
 
-def self_attention(layer: LayerWeights, x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Attends inside every sentence: [N, C] -> [N, C], before the output projection."""
+def self_attention(
+    layer: LayerWeights, x: Tensor, lengths: Sequence[int], bias: Optional[List[Tensor]] = None
+) -> Tensor:
+    """Attends inside every sentence: [N, C] -> [N, A], before the output projection."""
     heads, dim = layer.heads, layer.head_dim
     qkv = layer.qkv(x)
-    kernel = kernel_for(qkv, heads)
+    kernel = kernel_for(qkv, heads) if bias is None else None
     if kernel is not None:
         return attend_within(kernel, qkv, lengths, heads)
     qkv = qkv.view(-1, 3, heads, dim)  # [N, 3, H, D]
+    if bias is not None:
+        return torch.cat([attend_biased(*pair) for pair in zip(qkv.split(list(lengths)), bias)])
     if len(set(lengths)) == 1:
         groups = [qkv.view(len(lengths), lengths[0], 3, heads, dim)]
     else:
@@ -119,6 +136,14 @@ def self_attention(layer: LayerWeights, x: Tensor, lengths: Sequence[int]) -> Te
         output = attend_sentences(queries, keys, values)
         attended.append(output.transpose(1, 2).reshape(-1, heads * dim))
     return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def attend_biased(qkv: Tensor, bias: Tensor) -> Tensor:
+    """Attention of one sentence over itself: [S, 3, H, D] and [H, S, S] -> [S, A]."""
+    queries, keys, values = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)  # [1, H, S, D] each
+    mask = bias.to(qkv.dtype).unsqueeze(0)
+    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
+    return output.transpose(1, 2).reshape(qkv.size(0), -1)
 
 
 def attend_sentences(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What fairseq's sequence generators drive: a switchable BART with packed weights, in place of their EnsembleModel.
+"""What fairseq's sequence generators drive: a switchable model with packed weights, in place of their EnsembleModel.
 
 The search itself (beam, sampling, prefixes, constraints, language-model fusion) stays fairseq's, so hypotheses are
 the same; only what computes the log-probabilities is exchanged.
@@ -14,9 +14,11 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
+from sd_fairseq.plugin.generation.fast_t5 import FastT5Weights
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision, packed_weights
 from sd_fairseq.plugin.generation.native_search import start_search
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
+from sd_fairseq.plugin.models.t5_stacks import SwitchableT5Decoder
 
 PRECISIONS = {
     "model": None,
@@ -25,6 +27,8 @@ PRECISIONS = {
     "float16": Precision(torch.float16),
     "int8": Precision(torch.float32, int8=True),
 }
+
+FAMILIES: Dict[type, Any] = {SwitchableDecoder: FastWeights, SwitchableT5Decoder: FastT5Weights}
 
 
 def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
@@ -37,15 +41,16 @@ def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
     if len(models) != 1:
         return f"an ensemble of {len(models)} models"
     model = models[0]
-    if not isinstance(getattr(model, "decoder", None), SwitchableDecoder):
-        return f"{type(model).__name__} is not a switchable BART"
+    decoder = getattr(model, "decoder", None)
+    if not isinstance(decoder, tuple(FAMILIES)):
+        return f"{type(model).__name__} is not a switchable BART or T5"
     if getattr(args, "print_alignment", None) or getattr(args, "replace_unk", None) is not None:
         return "alignments are wanted"
     if getattr(args, "retain_dropout", False):
         return "--retain-dropout"
     if getattr(args, "score_reference", False):
         return "--score-reference"
-    if model.decoder.project_in_dim is not None or model.decoder.project_out_dim is not None:
+    if any(getattr(decoder, f"project_{side}_dim", None) is not None for side in ("in", "out")):
         return "embeddings of another size than the decoder"
     if not hasattr(F, "scaled_dot_product_attention"):
         return f"torch {torch.__version__} has no scaled_dot_product_attention"
@@ -53,10 +58,10 @@ def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
 
 
 class FastModel(EnsembleModel):
-    """One switchable BART behind the interface of fairseq's EnsembleModel.
+    """One switchable model behind the interface of fairseq's EnsembleModel.
 
     Args:
-        model: a switchable BART.
+        model: a switchable model of one of the families.
         precision: a key of :data:`PRECISIONS`; ``model`` = the model's own.
     """
 
@@ -75,7 +80,7 @@ class FastModel(EnsembleModel):
         model = self.single_model
         precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
         self.weights = None  # no longer needed if it is of other values
-        self.weights = packed_weights(model, precision)
+        self.weights = packed_weights(model, precision, FAMILIES[type(model.decoder)])
         stages = getattr(model.encoder.policy, "stages", ())
         if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
             return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), precision.dtype)]

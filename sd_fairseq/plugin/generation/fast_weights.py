@@ -1,9 +1,9 @@
-"""The weights of a switchable BART as generation reads them: fused, scaled, packed, in the wanted precision."""
+"""A model's weights as generation reads them: fused, scaled, packed, in the wanted precision; here a BART's."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, MutableMapping, NamedTuple, Optional, Tuple, Union
-from weakref import WeakKeyDictionary
+import weakref
+from typing import Any, Callable, List, MutableMapping, NamedTuple, Optional, Tuple, Type, Union
 
 import torch
 import torch.nn.functional as F
@@ -118,21 +118,39 @@ class FastWeights:
     """All of a model's weights, packed; a copy that must be renewed when the model learns.
 
     Args:
-        model: a switchable BART.
+        model: a switchable BART; other families have a class of their own.
         precision: see :class:`Precision`.
+
+    Attributes:
+        stream: precision of the states between sub-layers.
+        keeps_norm: a skipped sub-layer still applies its LayerNorm.
+        runs_natively: the native decoder step knows these layers.
     """
+
+    runs_natively = True
 
     def __init__(self, model: Any, precision: Precision):
         encoder, decoder = model.encoder, model.decoder
+        self.model = model
         self.fingerprint = take_fingerprint(model)
-        self.precision, self.device = precision, device_of(model)
+        self.precision, self.stream, self.device = precision, precision.dtype, device_of(model)
+        self.keeps_norm = bool(decoder.skip_keeps_layer_norm)
         activation = model.args.activation_fn
-        self.encoder_layers = [LayerWeights(layer, activation, precision) for layer in encoder.layers]
-        self.decoder_layers = [LayerWeights(layer, activation, precision) for layer in decoder.layers]
-        self.encoder_norm = optional_norm(encoder.layer_norm, precision.dtype)
-        self.decoder_norm = optional_norm(decoder.layer_norm, precision.dtype)
+        self.encoder_layers: List[Any] = [LayerWeights(layer, activation, precision) for layer in encoder.layers]
+        self.decoder_layers: List[Any] = [LayerWeights(layer, activation, precision) for layer in decoder.layers]
+        self.encoder_norm: Any = optional_norm(encoder.layer_norm, precision.dtype)
+        self.decoder_norm: Any = optional_norm(decoder.layer_norm, precision.dtype)
         self.embedding_norm = optional_norm(decoder.layernorm_embedding, precision.dtype)
         self.head = pack([decoder.output_projection], precision, late=True)
+
+    @property
+    def model(self) -> Any:
+        """The model; it is not kept alive."""
+        return self._model()
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = weakref.ref(model)
 
     def is_of(self, model: Any) -> bool:
         """Tells whether the model's weights are still those that were packed."""
@@ -140,24 +158,50 @@ class FastWeights:
             return False
         return all(torch.equal(old, new) for old, new in zip(self.fingerprint, take_fingerprint(model)))
 
+    def embed_source(self, src_tokens: Tensor) -> Tensor:
+        """Embeds the source: [B, S] -> [B, S, C]."""
+        return self.model.encoder.forward_embedding(src_tokens)[0]
 
-PACKED: MutableMapping[Any, FastWeights] = WeakKeyDictionary()  # model -> its weights, packed last
+    def embed_step(self, tokens: Tensor) -> Tensor:
+        """Embeds the newest of [R, step + 1] tokens, without LayerNorm: [R, C]."""
+        decoder = self.model.decoder
+        x = decoder.embed_scale * F.embedding(tokens[:, -1], decoder.embed_tokens.weight)
+        if decoder.embed_positions is not None:
+            x = x + decoder.embed_positions(tokens, incremental_state={})[:, -1]
+        return x.to(self.stream)
+
+    def source_bias(self, lengths: List[int], keep: Optional[Tensor] = None) -> Optional[List[Tensor]]:
+        """Returns what the encoder adds to the scores, [H, S', S'] a sentence; None = nothing.
+
+        Args:
+            lengths: S' of the sentences.
+            keep: BoolTensor [B, S], tokens that are not dropped; None = all.
+        """
+        return None
+
+    def step_bias(self, step: int) -> Optional[Tensor]:
+        """Returns what decoder self-attention adds to the scores at a step, [H, step + 1]; None = nothing."""
+        return None
 
 
-def packed_weights(model: Any, precision: Precision) -> FastWeights:
+PACKED: MutableMapping[Any, FastWeights] = weakref.WeakKeyDictionary()  # model -> its weights, packed last
+
+
+def packed_weights(model: Any, precision: Precision, kind: Type[FastWeights] = FastWeights) -> FastWeights:
     """Returns a model's packed weights; they are packed again only for others, another precision or another device.
 
     They belong to the model and not to a generator: fairseq's hub builds a generator a call.
 
     Args:
-        model: a switchable BART.
+        model: a switchable model.
         precision: see :class:`Precision`.
+        kind: of its family.
     """
     weights = PACKED.get(model)
     if weights is None or weights.precision != precision or not weights.is_of(model):
         PACKED.pop(model, None)
         del weights  # the old copy goes before the new one comes
-        PACKED[model] = FastWeights(model, precision)
+        PACKED[model] = kind(model, precision)
     return PACKED[model]
 
 

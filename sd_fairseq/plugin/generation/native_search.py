@@ -27,7 +27,12 @@ def start_search(model: Any, weights: FastWeights, source: EncodedSource, beam: 
 
 def runs_natively(model: Any, weights: FastWeights, source: EncodedSource, beam: int) -> bool:
     """Tells whether a search's steps run natively."""
-    if weights.precision.int8 or source.x.device.type != "cpu" or len(source.lengths) * beam > MOST_ROWS:
+    if (
+        not weights.runs_natively
+        or weights.precision.int8
+        or source.x.device.type != "cpu"
+        or len(source.lengths) * beam > MOST_ROWS
+    ):
         return False
     return native.can_run(shape_of(model, weights)) and library.load() is not None
 

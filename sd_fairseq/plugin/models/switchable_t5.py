@@ -123,6 +123,14 @@ class SwitchableT5Model(SwitchableModel, FairseqEncoderDecoderModel):
         self.add_decisions(extra, encoder_out)
         return x, extra
 
+    def register_classification_head(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Refuses what T5 does not have.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"switchable_t5 has no head {name!r}: it answers in text, with --task switchable_translation")
+
     def half(self) -> "SwitchableT5Model":
         """Refuses what would overflow.
 
