@@ -129,7 +129,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         if not right:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is not {expected}")
     made = [args.output, args.report]  # told now, not after the work
-    if args.table and os.path.exists(args.table):
+    if args.table and os.path.isfile(args.table):
         check_places(made, [args.path, args.table])
     else:
         check_places([*made, args.table], [args.path])

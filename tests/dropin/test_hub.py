@@ -98,6 +98,25 @@ def test_weights_are_packed_once_for_a_model_and_anew_when_they_change(zoo, pair
     assert len(made) == 3
 
 
+def test_a_fingerprint_copies_all_values_at_once():
+    """A GPU starts a kernel for each copy; a model has hundreds of weights."""
+    from torch.overrides import TorchFunctionMode
+
+    from sd_fairseq.plugin.generation.fast_weights import take_fingerprint
+
+    class Count(TorchFunctionMode):
+        copies = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            Count.copies += getattr(function, "__name__", "") in ("float", "to", "cpu", "clone", "contiguous")
+            return function(*args, **(kwargs or {}))
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(50))).bfloat16()
+    with Count():
+        values = take_fingerprint(model)[1]
+    assert Count.copies <= 4 and values.dtype == torch.float32 and len(values) == 50 * (16 + 4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{"beam": 1}, {"beam": 4, "lenpen": 2.0, "min_len": 3}, {"beam": 2}], ids=str)
 def test_samples_are_fairseqs(zoo, pair, options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from typing import Any, Deque, Dict, List, Sequence, Tuple
 
@@ -13,7 +12,7 @@ from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
 from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.guards.trace_place import check_trace
+from sd_fairseq.plugin.guards.trace_place import check_trace, data_files
 from sd_fairseq.plugin.models.options import model_shape
 from sd_fairseq.plugin.tasks.trace_file import TraceFile
 
@@ -30,8 +29,7 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str, data: str = ""):
-        folders = [folder for folder in data.split(":") if os.path.isdir(folder)]
-        check_trace(path, [entry.path for folder in folders for entry in os.scandir(folder) if entry.is_file()])
+        check_trace(path, data_files(data))
         self.file = TraceFile(path)
         self.recorded, self.expected = 0, 0
         self.waiting: Deque[List[int]] = deque()
