@@ -13,17 +13,18 @@ ABOUT = """Finds how little a trained policy may run so that its mean loss again
 at most --max-loss, with the stated confidence (Learn then Test, Angelopoulos et al. 2021).
 
 Of a policy for a range of budgets (--sd-budget-range) the budget is chosen, of any other a shift of its logits. The
-pairs must be as the ones to come are, and must not have trained the model: take a split of their own. --output is a
-copy of the checkpoint that decides so by itself, wherever it is used."""
+pairs must be as the ones to come are, and must neither have trained the model nor chosen it: take a split of their
+own. --output is a copy of the checkpoint that decides so by itself, wherever it is used."""
+LARGEST = {"nats": None, "rouge": 100.0}
 UNITS = {"nats": "nats a token", "rouge": "ROUGE-L points"}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
-    example = "sd-calibrate DATA --path checkpoint_best.pt --max-loss 0.05 --confidence 0.95 --output calibrated.pt"
+    example = "sd-calibrate DATA --path checkpoint_best.pt --gen-subset test --max-loss 0.05 --output calibrated.pt"
     parser = make_parser("sd-calibrate", ABOUT, example)
     add = parser.add_argument
-    add_model(parser, "valid")
+    add_model(parser, None)
     add("--max-loss", type=float, required=True, help="largest mean loss: nats a token, or ROUGE-L points (0-100)")
     add("--confidence", type=float, default=0.95, help="default: %(default)s")
     add("--risk", choices=tuple(UNITS), default="nats", help="nats (teacher-forced) or rouge (default: %(default)s)")
@@ -52,6 +53,14 @@ def check_options(args: argparse.Namespace) -> None:
 
     if not 0 < args.max_loss < math.inf:
         raise ValueError(f"--max-loss {args.max_loss} is not positive ({UNITS[args.risk]})")
+    if args.risk == "rouge" and args.max_loss >= 100:
+        raise ValueError(f"--max-loss {args.max_loss:g} allows every loss: ROUGE-L has 100 points")
+    if not args.gen_subset:
+        raise ValueError("--gen-subset: found none, expected a split that neither trained nor chose the checkpoint")
+    if args.check_subset == args.gen_subset:
+        raise ValueError(f"--check-subset {args.check_subset} is the split that is calibrated on, expected another")
+    if args.output and "sd_" in args.model_overrides:
+        raise ValueError("--output with --model-overrides of sd_ options: the copy would decide without them")
     if not 0 < args.confidence < 1:
         raise ValueError(f"--confidence {args.confidence} is not in (0, 1)")
     if args.test == "hoeffding-bentkus" and args.risk != "rouge":
@@ -65,16 +74,21 @@ def work(args: argparse.Namespace) -> None:
     Raises:
         ValueError: no setting keeps the bound; the report is written all the same.
     """
+    from sd_fairseq.plugin.guards.checkpoint_structure import has_policy
+    from sd_fairseq.plugin.guards.preflight import check_checkpoint
     from sd_fairseq.study import calibration
     from sd_fairseq.study.path_scorer import load
     from sd_fairseq.whole_files import write_json
 
     check_options(args)
+    check_checkpoint(args.path, "--path")
+    if not has_policy(args.path):
+        raise ValueError(f"--path {args.path}: holds no policy, expected a checkpoint of a trained one")
     scorer = load(args)
     policy = scorer.model.encoder.policy
     name, values = calibration.tuned_buffer(policy)
     measured = calibration.measure_all(policy, name, values, build_risk(scorer, args))
-    chosen, p_values = calibration.choose(measured, args.max_loss, args.confidence, args.test)
+    chosen, p_values = calibration.choose(measured, args.max_loss, args.confidence, args.test, LARGEST[args.risk])
     report = describe(args, name, measured, p_values, chosen)
     if chosen is not None and args.check_subset:
         other = load(argparse.Namespace(**{**vars(args), "gen_subset": args.check_subset, "examples": 0}))

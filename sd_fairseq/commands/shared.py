@@ -6,6 +6,7 @@ Nothing heavy is imported here, and a command imports its work when it runs: ``-
 from __future__ import annotations
 
 import argparse
+from typing import Optional
 
 from sd_fairseq.errors import end_quietly, run
 from sd_fairseq.version import __version__
@@ -29,18 +30,18 @@ def make_parser(name: str, about: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser, split: str) -> None:
+def add_model(parser: argparse.ArgumentParser, split: Optional[str]) -> None:
     """Adds data, checkpoint and split.
 
     Args:
         parser: of a command that loads a switchable model with a split.
-        split: taken by default.
+        split: taken by default; None = has to be named.
     """
     add = parser.add_argument
     add("data", help="binarised data folder")
     add("--path", required=True, help="checkpoint of the switchable model")
     add("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
-    add("--gen-subset", default=split, help="split (default: %(default)s)")
+    add("--gen-subset", default=split, help="split (default: %(default)s)" if split else "split, has to be named")
     add("--cuda", action="store_true", help="run on the GPU")
 
 

@@ -13,20 +13,30 @@ from typing import Callable, Dict, Optional, Sequence
 
 import numpy as np
 
+LEAST = 30  # losses that a mean is judged by
 
-def t_test(losses: np.ndarray, bound: float) -> float:
+
+def t_test(losses: np.ndarray, bound: float, largest: Optional[float] = None) -> float:
     """Returns the one-sided p-value of "the mean loss is at least the bound", by Student's t.
 
-    Its level is right where the mean of so many losses is nearly normal.
+    Its level is right where the mean of so many losses is nearly normal: fewer than :data:`LEAST` show nothing. Losses
+    that are all the same have no t. If the mean were the bound or more, others would have to be so frequent that none
+    is seen with the probability that is returned.
 
     Args:
-        losses: float [N], N >= 2.
+        losses: float [N].
         bound: in the losses' units.
+        largest: that a loss can be; None = not known.
     """
     from scipy.stats import ttest_1samp
 
+    if len(losses) < LEAST:
+        return 1.0
     if float(np.ptp(losses)) == 0.0:
-        return 0.0 if losses[0] < bound else 1.0  # no noise at all, as of a path that is the dense one
+        usual = float(losses[0])
+        if largest is None or usual >= bound:
+            return 1.0
+        return float((1 - min(1.0, (bound - usual) / (largest - usual))) ** len(losses))
     return float(ttest_1samp(losses, bound, alternative="less").pvalue)
 
 
@@ -49,13 +59,15 @@ def hoeffding_bentkus(losses: np.ndarray, bound: float) -> float:
     count, mean = len(losses), float(losses.mean())
     if mean >= bound:
         return 1.0
+    if bound >= 1:
+        return 0.0  # no mean is larger
     far = bound if mean == 0 else mean
     divergence = (0.0 if mean == 0 else far * math.log(far / bound)) + (1 - mean) * math.log((1 - mean) / (1 - bound))
     bentkus = math.e * float(binom.cdf(math.ceil(count * mean), count, bound))
     return min(1.0, math.exp(-count * divergence), bentkus)
 
 
-TESTS: Dict[str, Callable[[np.ndarray, float], float]] = {"t": t_test, "hoeffding-bentkus": hoeffding_bentkus}
+TESTS: Dict[str, Callable[..., float]] = {"t": t_test, "hoeffding-bentkus": hoeffding_bentkus}
 
 
 def last_that_passes(p_values: Sequence[float], confidence: float) -> Optional[int]:

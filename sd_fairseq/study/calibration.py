@@ -12,17 +12,19 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from torch import Tensor
 from tqdm import tqdm
 
+from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.policy import PolicyNetwork
 from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.risk_control import TESTS, last_that_passes
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.study.constraint_check import dense_loss
 from sd_fairseq.study.path_scorer import Scorer
-from sd_fairseq.whole_files import whole
+from sd_fairseq.user_files import open_input
+from sd_fairseq.whole_files import write_with
 
 # added to the trained shift
 SHIFTS = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -4.0)
@@ -36,11 +38,13 @@ class Measured(NamedTuple):
         value: budget or shift.
         losses: float64 [N] against the dense path: nats a token, or ROUGE-L points lost.
         flops: mean relative FLOPs.
+        dense: nothing is skipped for any pair: the loss is 0 and no estimate.
     """
 
     value: float
     losses: np.ndarray
     flops: float
+    dense: bool = False
 
 
 def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
@@ -71,10 +75,10 @@ class NatsRisk:
         self.scorer = scorer
         self.dense = dense_loss(scorer)
 
-    def measure(self) -> Tuple[np.ndarray, float]:
-        """Returns the losses [N] and the mean relative FLOPs of the policy as it is set now."""
-        scores, _ = self.scorer.score_policy()
-        return (scores.loss - self.dense).numpy(), float(scores.flops.mean())
+    def measure(self) -> Tuple[np.ndarray, float, bool]:
+        """Measures the policy as it is set now; see :class:`Measured`."""
+        scores, decisions = self.scorer.score_policy()
+        return (scores.loss - self.dense).numpy(), float(scores.flops.mean()), are_dense(self.scorer, decisions)
 
 
 class RougeRisk:
@@ -97,10 +101,10 @@ class RougeRisk:
         finally:
             encoder.policy = policy
 
-    def measure(self) -> Tuple[np.ndarray, float]:
-        """Returns the losses [N] and the mean relative FLOPs (of the references' lengths)."""
-        scores, _ = self.scorer.score_policy()
-        return self.dense - self._rouge(), float(scores.flops.mean())
+    def measure(self) -> Tuple[np.ndarray, float, bool]:
+        """As :meth:`NatsRisk.measure`; FLOPs are of the references' lengths."""
+        scores, decisions = self.scorer.score_policy()
+        return self.dense - self._rouge(), float(scores.flops.mean()), are_dense(self.scorer, decisions)
 
     def _rouge(self) -> np.ndarray:
         task, models = self.task, [self.scorer.model]
@@ -120,6 +124,12 @@ class RougeRisk:
         dictionary = self.task.target_dictionary
         rows = [utils.strip_pad(row, dictionary.pad()).int().cpu() for row in batch["target"]]
         return [dictionary.string(row, self.args.post_process, escape_unk=True) for row in rows]
+
+
+def are_dense(scorer: Scorer, decisions: Sequence[Decisions]) -> bool:
+    """Tells whether all decisions keep everything."""
+    keeps = [bool(scorer.model.space.to_keep(one).all()) and not bool(one.token_choice.any()) for one in decisions]
+    return all(keeps)
 
 
 def measure_all(policy: PolicyNetwork, name: str, values: Sequence[float], risk: Any) -> List[Measured]:
@@ -143,7 +153,7 @@ def measure_all(policy: PolicyNetwork, name: str, values: Sequence[float], risk:
 
 
 def choose(
-    measured: Sequence[Measured], bound: float, confidence: float, test: str
+    measured: Sequence[Measured], bound: float, confidence: float, test: str, largest: Optional[float] = None
 ) -> Tuple[Optional[int], List[float]]:
     """Returns the place of the setting to use, None = none keeps the bound, and all p-values.
 
@@ -152,13 +162,16 @@ def choose(
         bound: largest mean loss, in the losses' units.
         confidence: in (0, 1).
         test: a key of :data:`~sd_fairseq.evaluation.risk_control.TESTS`.
+        largest: that a loss can be; None = not known.
     """
     p_values = []
     for one in measured:
-        losses, limit = one.losses, bound
-        if test == "hoeffding-bentkus":  # points lost are in -100..100
-            losses, limit = (losses / 100 + 1) / 2, (bound / 100 + 1) / 2
-        p_values.append(TESTS[test](losses, limit))
+        if one.dense:
+            p_values.append(0.0)
+        elif test == "hoeffding-bentkus":  # points lost are in -100..100
+            p_values.append(TESTS[test]((one.losses / 100 + 1) / 2, (bound / 100 + 1) / 2))
+        else:
+            p_values.append(TESTS[test](one.losses, bound, largest))
     return last_that_passes(p_values, confidence), p_values
 
 
@@ -170,9 +183,9 @@ def write_calibrated(path: str, output: str, name: str, value: float, report: Di
         name, value: buffer of the policy, and what it becomes.
         report: plain values.
     """
-    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    with open_input(path) as stream:  # as it stands there: fairseq's own reader would change its options' form
+        state = torch.load(stream, map_location="cpu")
     key = f"encoder.policy.{name}"
     state["model"][key] = torch.full_like(state["model"].get(key, torch.zeros(1)), value)
     state["sd_calibration"] = report
-    with whole(output) as part:
-        torch.save(state, part)
+    write_with(output, lambda stream: torch.save(state, stream))

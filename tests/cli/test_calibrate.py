@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("scipy")
 
 
-def run(*arguments):
+def run(data, *arguments, subset="train"):
     from sd_fairseq.commands.calibrate import main
 
-    return main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in (data, "--gen-subset", subset, *arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def flops(path, data):
     from sd_fairseq.commands.check import main
 
     report = path.with_suffix(".check.json")
-    command = [data, "--path", path, "--gen-subset", "valid", "--examples", "0", "--tolerance", "0"]
+    command = [data, "--path", path, "--gen-subset", "train", "--examples", "0", "--tolerance", "0"]
     assert main([str(one) for one in (*command, "--output", report)]) == 0
     found = json.loads(report.read_text(encoding="utf-8"))
     return found["flops_generation"], found["violation"]["difference"]
@@ -86,6 +86,9 @@ def test_where_nothing_keeps_the_bound_nothing_is_written_but_the_report(pipelin
         (["--max-loss", "nan"], "--max-loss nan"),
         (["--max-loss", "1", "--confidence", "1"], "--confidence 1.0 is not in (0, 1)"),
         (["--max-loss", "1", "--test", "hoeffding-bentkus"], "needs a bounded loss"),
+        (["--max-loss", "100", "--risk", "rouge"], "allows every loss"),
+        (["--max-loss", "1", "--check-subset", "train"], "--check-subset train is the split that is calibrated on"),
+        (["--max-loss", "1", "--output", "o.pt", "--model-overrides", '{"sd_x": 1}'], "would decide without them"),
     ],
 )
 def test_wrong_options_are_refused(pipeline, mixed, capsys, options, message):
@@ -95,9 +98,28 @@ def test_wrong_options_are_refused(pipeline, mixed, capsys, options, message):
 
 def test_only_a_trained_policy_is_calibrated_and_never_onto_itself(pipeline, mixed, tmp_path, capsys):
     dense = ["--model-overrides", '{"sd_policy": "dense"}']
-    assert run(pipeline.data, "--path", pipeline.base, "--max-loss", 1, *dense) == 1
+    assert run(pipeline.data, "--path", mixed, "--max-loss", 1, *dense) == 1
     assert "found no policy" in capsys.readouterr().err
     copy = tmp_path / "copy.pt"
     shutil.copy(str(mixed), str(copy))
     assert run(pipeline.data, "--path", copy, "--max-loss", 1, "--output", copy) == 1
     assert "the same file as the input" in capsys.readouterr().err
+    assert run(pipeline.data, "--path", pipeline.base, "--max-loss", 1) == 1
+    assert "holds no policy" in capsys.readouterr().err
+    assert run(pipeline.data, "--path", mixed, "--max-loss", 1, subset="") == 1
+    assert "--gen-subset: found none" in capsys.readouterr().err
+
+
+def test_the_copy_is_read_as_the_checkpoint_is(pipeline, mixed, tmp_path):
+    from sd_fairseq.plugin.guards.checkpoint_structure import stored_options
+
+    output = tmp_path / "calibrated.pt"
+    assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--output", output) == 0
+    assert stored_options(str(output)) == stored_options(str(mixed)) != {}
+
+
+def test_thirteen_pairs_show_nothing_but_that_the_dense_path_is_dense(pipeline, mixed, tmp_path):
+    report = tmp_path / "report.json"
+    assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report, subset="valid") == 0
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert [one["p"] for one in found["settings"]][-1] == 1.0 and found["flops_generation"] > 0.99

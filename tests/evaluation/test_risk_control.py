@@ -8,7 +8,7 @@ pytest.importorskip("scipy")
 from sd_fairseq.evaluation.risk_control import hoeffding_bentkus, last_that_passes, t_test
 
 REPETITIONS, PAIRS, CONFIDENCE = 200, 400, 0.95
-RISKS = np.linspace(0.0, 0.12, 13)  # true ones, from the dearest to the cheapest setting
+RISKS = np.linspace(0.01, 0.12, 12)  # true ones, from the dearest to the cheapest setting
 BOUND = 0.052  # between two of them
 
 
@@ -40,8 +40,19 @@ def test_a_setting_behind_one_that_fails_is_not_used_however_good_it_looks():
     assert last_that_passes([float("nan"), 0.0], 0.95) is None
 
 
-def test_losses_without_any_spread_are_compared_with_the_bound_itself():
-    assert t_test(np.zeros(10), 0.05) == 0.0 and t_test(np.full(10, 0.05), 0.05) == 1.0
+def test_losses_without_spread_show_what_a_rare_loss_would_have_shown_and_few_show_nothing():
+    assert t_test(np.zeros(1000), 0.5) == 1.0 == t_test(np.full(1000, 0.5), 0.5, 100.0)
+    generator = np.random.default_rng(2)
+    unseen = [not (generator.random(1000) < 0.005).any() for _ in range(4000)]  # a loss of 100 for 0.5 % of pairs
+    assert t_test(np.zeros(1000), 0.5, 100.0) == pytest.approx(np.mean(unseen), abs=0.004)
+    assert t_test(np.zeros(30), 0.05) == 1.0 and t_test(np.random.default_rng(0).normal(-9, 1, 29), 0.05) == 1.0
+    assert t_test(np.random.default_rng(0).normal(-9, 1, 30), 0.05) < 1e-6
+
+
+def test_a_bound_that_no_mean_exceeds_is_kept():
+    losses = np.full(40, 0.5)
+    assert hoeffding_bentkus(losses, 1.0) == hoeffding_bentkus(losses, 1.5) == 0.0
+    assert hoeffding_bentkus(np.zeros(40), 0.0) == 1.0
 
 
 def test_hoeffding_bentkus_is_valid_for_few_pairs_where_students_t_is_not():

@@ -343,6 +343,17 @@ def test_the_shift_is_the_same_however_a_batch_is_cut_and_nothing_of_a_skipped_u
     assert torch.allclose(shifts[0], shifts[1], rtol=1e-4) and torch.allclose(shifts[0], shifts[2], rtol=1e-4)
 
 
+def test_a_batch_that_only_fills_up_a_workers_share_moves_no_shift():
+    training = build_training(**TRACKED, sd_track_budget="yes")
+    first, filler = build_samples((3, 5))
+    training.criterion.train()
+    training.step(first, 1)
+    noted = [one.clone() for one in training.criterion.budgets.residuals]
+    training.step(filler, 1, ignore_grad=True)
+    assert len(training.criterion.budgets.residuals) == 1
+    assert torch.equal(training.criterion.budgets.residuals[0], noted[0])
+
+
 def test_a_layerwise_policy_shifts_all_its_networks_alike():
     training = build_training({"sd_policy": "layerwise"}, **TRACKED, sd_track_budget="yes")
     training.update(build_samples(), 1)

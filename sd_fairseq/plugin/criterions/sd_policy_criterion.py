@@ -154,6 +154,14 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.budgets.forget()
         return super().train(mode)
 
+    def noted(self) -> Tuple[int, int]:
+        """Returns how much micro-batches have left behind, for :meth:`forget_since`."""
+        return len(self.pending), len(self.budgets.residuals)
+
+    def forget_since(self, noted: Tuple[int, int]) -> None:
+        """Forgets what a micro-batch that does not count has left behind."""
+        del self.pending[noted[0] :], self.budgets.residuals[noted[1] :]
+
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
         self.find_average(evaluator)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any, Container, Dict, List, Optional
 
 from sd_fairseq.plugin.guards.checkpoint_tables import Inert, read_tables
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES, flag
 
+logger = logging.getLogger(__name__)
 SIZES = (
     *("encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim"),
     *("encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_attention_heads", "decoder_attention_heads"),
@@ -101,4 +103,7 @@ def take_structure(args: argparse.Namespace, path: str, option: str, typed: Cont
         if name not in typed or fewer:
             setattr(args, name, found)
             changed.append(name)
+    range_, before = getattr(args, "sd_budget_range", None), stored.get("sd_budget_range")
+    if "sd_budget_range" in names and range_ and before and range_ != before:
+        logger.warning("the policy of %s was trained for budgets of %s; it goes on with %s", path, before, range_)
     return changed

@@ -70,6 +70,8 @@ _MODES_OF = {
 # option -> the option that it belongs to, and that one's values
 _BELONGS_TO = {
     "sd_samples": ("sd_estimator", ("leave-one-out",)),
+    "sd_budget_range": ("sd_policy", ("network",)),
+    "sd_track_budget": ("sd_policy", ("network", "layerwise")),
     "sd_random_keep": ("sd_policy", ("random",)),
     "sd_random_seed": ("sd_policy", ("random",)),
     "sd_static_path": ("sd_policy", ("static",)),
@@ -267,4 +269,4 @@ def flag(name: str) -> str:
 
 def options_with_conditions() -> List[str]:
     """Lists the options that :func:`check_effects` knows."""
-    return [*_MODES_OF, *_BELONGS_TO]
+    return list(dict.fromkeys([*_MODES_OF, *_BELONGS_TO]))

@@ -28,6 +28,7 @@ DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_policy_hidden_size": 0,
     "sd_policy_input": "state",
     "sd_budget_range": "",
+    "sd_served_budget": None,  # of a generation; here so that an override of a hydra-trained checkpoint finds it
     "sd_initial_path": "",
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,

@@ -85,8 +85,6 @@ class SwitchableBARTModel(SwitchableModel, BARTModel):
         folder = load_archive_file(model_name_or_path)
         path = os.path.join(str(folder or model_name_or_path), checkpoint_file)
         check_checkpoint(path, "checkpoint")
-        if "sd_flops_budget" in kwargs:  # the training's own stands under that name
-            kwargs["sd_served_budget"] = kwargs.pop("sd_flops_budget")
         overrides = {**switchable_overrides(path), **kwargs}
         hub = super().from_pretrained(str(folder), checkpoint_file, data_name_or_path, bpe, **overrides)
         if not isinstance(hub.model, cls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import nullcontext
 from typing import Any, Dict, Iterable, Optional
 
@@ -13,11 +14,13 @@ from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_parameters
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.preflight import is_training
 from sd_fairseq.plugin.models.conversion import flat_options
 from sd_fairseq.plugin.models.options import fill_defaults, model_shape
 
 logger = logging.getLogger(__name__)
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")
+BUDGET_KEY = "encoder.policy.budget"
 
 
 def prepare_options(args: Any, task: Any) -> Any:
@@ -52,6 +55,13 @@ class SwitchableModel:
     encoder: Any
     decoder: Any
     policy_learner: Optional[PolicyLearner]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's; ``sd_flops_budget`` is the budget to serve: the training's own stands under that name, too."""
+        if "sd_flops_budget" in kwargs:
+            kwargs["sd_served_budget"] = kwargs.pop("sd_flops_budget")
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def add_policy_learner(self) -> None:
         """Makes a fresh policy and its learner, once the stacks are built and initialised."""
@@ -122,18 +132,23 @@ class SwitchableModel:
             if found is not None and found.shape != value.shape:
                 raise InputError(
                     f"checkpoint's policy has {key} of shape {tuple(found.shape)}, this decision space needs "
-                    f"{tuple(value.shape)}; give the same --sd-policy, --sd-policy-input, --sd-space and "
-                    "--sd-token-strategies"
+                    f"{tuple(value.shape)}; give the same --sd-policy, --sd-policy-input, --sd-budget-range, "
+                    "--sd-space and --sd-token-strategies"
                 )
             anew = key.startswith("policy_learner.") and getattr(self.args, "sd_fresh_learner", False)
-            asked = key == "encoder.policy.budget" and getattr(self.args, "sd_served_budget", None) is not None
-            if found is None or anew or asked:
+            if found is None or anew or (key == BUDGET_KEY and self._serves_another(float(found))):
                 state_dict[prefix + key] = value.clone()
         for key in [k for k in state_dict if k.startswith(tuple(prefix + p for p in POLICY_KEYS))]:
             if key[len(prefix) :] not in own:
                 del state_dict[key]  # another kind of policy (random, dense) takes its place
         if any(key.startswith("encoder.policy.") and not key.endswith(".shift") for key in missing):
             logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
+
+    def _serves_another(self, stored: float) -> bool:
+        """Tells whether a checkpoint's served budget gives way: to one that is asked for, or to a new training's."""
+        asked = getattr(self.args, "sd_served_budget", None) is not None
+        fresh = getattr(self.args, "sd_fresh_learner", False) and is_training(sys.argv)
+        return asked or fresh or not self.encoder.policy.budgets.holds(stored)
 
     def _drop_another_policy(self, state_dict: Dict[str, Any], prefix: str, own: Iterable[str]) -> None:
         """Leaves out a policy of another kind than the model's, its learner's state too, and says so."""

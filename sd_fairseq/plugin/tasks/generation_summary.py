@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Set
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
 from sd_fairseq.decision.decisions import SITES, Decisions, DecisionSpace
 
-MISSED_BY = 0.03  # share of the dense FLOPs: more is a budget missed
+MISSED_BY, MANY = 0.03, 30  # share of the dense FLOPs: more is a budget missed; documents that a mean is judged by
 HINT = "train a policy, or name a path with --sd-path; --sd-path dense says that this is wanted"
 
 
@@ -92,9 +92,8 @@ class GenerationSummary:
             share += f" (mean of documents {mean:.4f})"
         budget = "" if self.budget is None else f" (budget {self.budget:g})"
         lines.append(f"{share} of the dense model's FLOPs{budget}, {len(self.paths):,} distinct paths")
-        if self.budget is not None and abs(mean - self.budget) > MISSED_BY:
-            missed = f"{mean - self.budget:+.3f}"
-            lines.append(f"WARNING: these documents miss the budget by {missed}: they are unlike those of the training")
+        if self.budget is not None and self.decided >= MANY and abs(mean - self.budget) > MISSED_BY:
+            lines.append(f"WARNING: these documents cost {mean - self.budget:+.3f} beside the budget, in their mean")
         if self.skips_nothing:
             warning = "" if self.wants_dense else f"WARNING: a switchable model skipped nothing: {HINT}"
             return [*lines, warning] if warning else lines

@@ -62,16 +62,25 @@ class SwitchableTaskMixin:
             self.model_values = prepare_training(cfg)
             self.run_options = Run.of(cfg)
         path = getattr(self.cfg, "sd_path", None)  # type: ignore[attr-defined]
+        budget = self._asked_budget()
+        choose_budget(cfg, budget, path)
         if self._generates():
-            choose_budget(cfg, getattr(self.cfg, "sd_flops_budget", None), path)  # type: ignore[attr-defined]
             choose_model(cfg, path, self._wants_fast())
         model = super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
         if self._generates() or not from_checkpoint:
             take_positions(self.cfg, model)  # type: ignore[attr-defined]
         if self._generates():
             self.summary = self.summary or GenerationSummary()
-            self.summary.budget = getattr(self.cfg, "sd_flops_budget", None)  # type: ignore[attr-defined]
+            self.summary.budget = budget
         return model
+
+    def _asked_budget(self) -> Optional[float]:
+        """Returns the budget that a generation asks for; what a training's task has under that name was its own."""
+        command = fairseq_command(sys.argv[0] if sys.argv else "")
+        return self.cfg.sd_flops_budget if command in ("generate", "interactive") and self._has_budget() else None
+
+    def _has_budget(self) -> bool:
+        return getattr(self.cfg, "sd_flops_budget", None) is not None  # type: ignore[attr-defined]
 
     def _generates(self) -> bool:
         """Tells whether this process only searches with models that are trained."""
@@ -130,13 +139,13 @@ class SwitchableTaskMixin:
         if policy_criterion is not None:
             policy_criterion.update = update_num
             self.uses_loss_scaling = getattr(optimizer, "scaler", None) is not None
-        pending = 0 if policy_criterion is None else len(policy_criterion.pending)
+        noted = None if policy_criterion is None else policy_criterion.noted()
         with mixed_precision_of_cpu(optimizer, model):
             result = super().train_step(  # type: ignore[misc]
                 sample, model, criterion, optimizer, update_num, ignore_grad, **extra
             )
         if ignore_grad and policy_criterion is not None:
-            del policy_criterion.pending[pending:]
+            policy_criterion.forget_since(noted)
         return result
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
