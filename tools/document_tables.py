@@ -91,23 +91,6 @@ def controls() -> Iterator[Cells]:
         yield [f"`{name}`, all lengths, seed 1", *cells]
 
 
-SINGLE = {  # served by one checkpoint -> the row, and the row trained for that budget alone
-    "0.5": ("any-budget-0.5", "joint-budget-0.5"),
-    "0.6": ("any-budget-0.6", "joint-budget-0.6"),
-    "0.7": ("any-budget", "recommended"),
-    "0.8": ("any-budget-0.8", "tolerance-0.25"),
-}
-
-
-def any_budget() -> Iterator[Cells]:
-    """One checkpoint at every budget, beside a checkpoint for that budget."""
-    rows = grid("debian/trained")
-    yield ["budget", "FLOPs", "minus the base", "row for this budget", "its FLOPs", "one checkpoint minus it"]
-    for budget, (name, single) in SINGLE.items():
-        beside = [f"`{single}`", flops(rows[single]), minus(rows, name, single)]
-        yield [budget, flops(rows[name]), minus(rows, name, "dense"), *beside]
-
-
 PAPERS = (
     *("encoder-only", "decoder-only", "token-only", "tokens-too", "layerwise", "as-printed", "lexicographic"),
     *("fixed-0.2", "fixed-1.0", "fixed-1.5", "random-deployed", "score-function", "tolerance-0.25"),
@@ -222,7 +205,7 @@ def matrix() -> Iterator[Cells]:
 
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
-    **{"any-budget": any_budget, "fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix},
+    **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
     "speed-gpu": lambda: timed(["gpu/generation.json"], lambda row: True),

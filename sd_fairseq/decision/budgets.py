@@ -1,8 +1,11 @@
 """A range of budgets that one policy serves: the budget is an input of the policy, chosen anew for every generation.
 
-The policy has a set of heads for each of a few budgets, its knots; between two knots the logits are theirs, weighted
-linearly. A training draws its budgets from the whole range: one for all examples of an update while the policy learns
-(its constraint is one number then), one for each document afterwards.
+The policy has a set of heads for each of a few budgets, its knots, and learns only these: one for all examples of an
+update while the policy learns (its constraint is one number then), one for each document afterwards.
+
+Choice: a budget between two knots is shared out. Of its documents some take the one knot and some the other, drawn by
+what stands in them, so that FLOPs are the budget in the mean and a document's path does not depend on its batch. Logits
+between two knots would not do: decisions are steps, so that FLOPs would be no straight line between the knots.
 """
 
 from __future__ import annotations
@@ -64,25 +67,36 @@ class BudgetRange(NamedTuple):
         if not self.holds(budget):
             raise ValueError(f"{place} {budget:g} is not in the range {self.low:g} to {self.high:g} of this policy")
 
+    def knot(self, index: int) -> float:
+        """Returns the budget of a knot, from 0."""
+        return self.low + (self.high - self.low) * index / (KNOTS - 1)
+
     def at(self, update: int) -> float:
-        """Returns the budget of an update while the policy learns; any run of updates covers the range evenly."""
-        return self.low + (self.high - self.low) * ((update + 0.5) * _GOLDEN % 1.0)
+        """Returns the budget of an update while the policy learns: any run of updates has every knot as often."""
+        return self.knot(int((update + 0.5) * _GOLDEN % 1.0 * KNOTS))
 
     def spread(self, noise: Noise) -> Tensor:
-        """Returns a budget for every example, float32 [B], evenly distributed.
+        """Draws a knot's budget for every example, float32 [B], each as often.
 
         Args:
             noise: of the examples, used for nothing else.
         """
         uniform = torch.cat([noise.switches, noise.tokens], dim=1)[:, 0]
-        return self.low + (self.high - self.low) * uniform.float()
+        return self.low + (self.high - self.low) * (uniform * KNOTS).long().float() / (KNOTS - 1)
 
-    def weights(self, budgets: Tensor) -> Tensor:
-        """Returns what each knot counts for, float32 [B, KNOTS]: rows sum to 1, two neighbours are not 0.
+    def share_out(self, budgets: Tensor, uniform: Tensor) -> Tensor:
+        """Returns a knot's budget for every example, in the mean over ``uniform`` its own, float32 [B].
 
         Args:
-            budgets: [B]; beyond the range the nearest knot counts alone.
+            budgets: [B]; beyond the range the nearest knot's.
+            uniform: [B], in [0, 1).
         """
-        place = (budgets.float() - self.low) / (self.high - self.low) * (KNOTS - 1)  # [B]
-        knots = torch.arange(KNOTS, device=budgets.device)
-        return (1 - (place.clamp(0, KNOTS - 1).unsqueeze(1) - knots).abs()).clamp(min=0)
+        place = ((budgets.float() - self.low) / (self.high - self.low) * (KNOTS - 1)).clamp(0, KNOTS - 1)
+        place = torch.where((place - place.round()).abs() < 1e-3, place.round(), place)  # rounding is no share
+        index = place.floor() + (uniform < place - place.floor())
+        return self.low + (self.high - self.low) * index / (KNOTS - 1)
+
+    def indices(self, budgets: Tensor) -> Tensor:
+        """Returns the nearest knot of each budget, LongTensor [B]."""
+        place = (budgets.float() - self.low) / (self.high - self.low) * (KNOTS - 1)
+        return place.round().long().clamp(0, KNOTS - 1)

@@ -58,6 +58,7 @@ class Decider:
         if path.kind not in PATHS:
             raise ValueError(f"path {path.kind!r} is not one of {', '.join(PATHS)}")
         self.space, self.policy, self.path, self.padding_mask = space, policy, path, padding_mask
+        self.src_tokens = src_tokens
         self.states: List[Tensor] = []
         self._logits: Optional[Tensor] = None
         self._noise: Optional[Noise] = None
@@ -85,7 +86,7 @@ class Decider:
         state = masked_mean(x, self.padding_mask if padding_mask is None else padding_mask)
         state = policy_input(self.policy.inputs, state, (~self.padding_mask).sum(dim=1))
         if hasattr(self.policy, "with_budget"):
-            state = self.policy.with_budget(state)
+            state = self.policy.with_budget(state, self.src_tokens, self.padding_mask)
         self.states.append(state)
         if self.path.decisions is not None or self.path.kind == "dense":
             return

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.noise import scramble
+from sd_fairseq.decision.noise import hash_tokens, scramble
 from sd_fairseq.decision.policy import PolicyDistribution
 
 
@@ -85,11 +85,3 @@ def uniform_distribution(space: DecisionSpace, keep_probability: float, batch_si
     tokens[0] = keep_probability if others else 1.0
     keep = torch.logit(torch.full((batch_size, space.num_switches), float(keep_probability)), eps=1e-7)
     return PolicyDistribution(space, keep, torch.log(tokens.clamp(min=1e-12)).expand(batch_size, -1))
-
-
-def hash_tokens(src_tokens: Tensor, padding_mask: Tensor, seed: int) -> Tensor:
-    """Hashes each source, padding left out, to LongTensor [B] in [0, 2^31)."""
-    position = (~padding_mask).cumsum(dim=1)
-    mixed = ((src_tokens + 1) * 2654435761 + position * 40503 + seed * 69069) % 2147483647
-    mixed = (scramble(mixed) * 2147483647).long()
-    return mixed.masked_fill(padding_mask, 0).sum(dim=1) % 2147483647

@@ -45,3 +45,11 @@ def scramble(values: Tensor) -> Tensor:
     for multiplier in (0x45D9F3B, 0x119DE1F3, 0x2C1B3C6D):
         values = ((values ^ (values >> 16)) * multiplier) % 4294967296
     return values.double() / 4294967296
+
+
+def hash_tokens(src_tokens: Tensor, padding_mask: Tensor, seed: int) -> Tensor:
+    """Hashes each source, padding left out, to LongTensor [B] in [0, 2^31)."""
+    position = (~padding_mask).cumsum(dim=1)
+    mixed = ((src_tokens + 1) * 2654435761 + position * 40503 + seed * 69069) % 2147483647
+    mixed = (scramble(mixed) * 2147483647).long()
+    return mixed.masked_fill(padding_mask, 0).sum(dim=1) % 2147483647

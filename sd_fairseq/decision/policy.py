@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sd_fairseq.decision.budgets import KNOTS, BudgetRange
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
-from sd_fairseq.decision.noise import Noise
+from sd_fairseq.decision.noise import Noise, hash_tokens
 
 INPUTS = ("state", "length", "state+length")
 LENGTH_CENTRE, LENGTH_SCALE = 128.0, 4.0  # tokens; a doubling weighs as some dozens of a state's dimensions do
@@ -209,19 +209,29 @@ class PolicyNetwork(Float32Module):
         finally:
             self._served = before
 
-    def with_budget(self, state: Tensor) -> Tensor:
-        """Appends the budget that is served to the policy's input: [B, width] -> [B, width + 1], if it has one."""
+    def with_budget(self, state: Tensor, src_tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Appends each document's budget, a knot's, to the policy's input, if it serves a range.
+
+        Args:
+            state: [B, width].
+            src_tokens: LongTensor [B, S].
+            padding_mask: BoolTensor [B, S], True = padding.
+
+        Returns:
+            [B, width + 1], or ``state``.
+        """
         if self.budgets is None:
             return state
-        budgets = (self.budget if self._served is None else self._served).to(state)
-        return torch.cat([state, budgets.expand(state.size(0)).unsqueeze(1)], dim=1)
+        budgets = (self.budget if self._served is None else self._served).to(state).expand(state.size(0))
+        uniform = hash_tokens(src_tokens, padding_mask, 1).double() / 2147483647
+        return torch.cat([state, self.budgets.share_out(budgets, uniform).to(state).unsqueeze(1)], dim=1)
 
     def stage_logits(self, stage: int, state: Tensor) -> Tensor:
         """Returns [B, num_switches + J] logits from the state after encoder layer ``stage``.
 
         Args:
             stage: 1.
-            state: [B, width], the budget behind it where the policy serves a range.
+            state: [B, width], a knot's budget behind it where the policy serves a range.
         """
         with without_autocast(state.device):
             state = state.float()
@@ -229,9 +239,10 @@ class PolicyNetwork(Float32Module):
             logits = self.heads(torch.relu(self.layer_norm(self.hidden(read))))
             shift = self.shift  # [1]
             if self.budgets is not None:
-                knots = self.budgets.weights(state[:, -1])  # [B, KNOTS]
-                logits = (logits.view(-1, KNOTS, self.outputs) * knots.unsqueeze(2)).sum(dim=1)
-                shift = (knots * shift).sum(dim=1, keepdim=True)  # [B, 1]
+                knots = self.budgets.indices(state[:, -1])  # [B]
+                rows = torch.arange(state.size(0), device=state.device)
+                logits = logits.view(-1, KNOTS, self.outputs)[rows, knots]
+                shift = shift[knots].unsqueeze(1)  # [B, 1]
             return logits + shift * keeping_outputs(self.space, logits.device)
 
     def forward(self, states: Sequence[Tensor]) -> PolicyDistribution:

@@ -19,56 +19,66 @@ def build_policy():
     return policy
 
 
-def logits(policy, state, budgets):
+def sources(count, length=6):
+    """Different texts, and no padding in them."""
+    tokens = torch.arange(count * length).view(count, length) % 90 + 4
+    return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+
+
+def logits(policy, state, budgets, rows=slice(None)):
+    tokens, mask = sources(64)
     with torch.no_grad(), policy.serving(budgets):
-        return policy.stage_logits(1, policy.with_budget(state))
+        return policy.stage_logits(1, policy.with_budget(state, tokens[rows], mask[rows]))
 
 
-def test_weights_are_shares_of_two_neighbouring_knots_whose_budget_is_the_one_served():
-    budgets = torch.linspace(0.5, 0.8, 31)
-    weights = RANGE.weights(budgets)
-    assert torch.allclose(weights.sum(dim=1), torch.ones(31)) and bool((weights >= 0).all())
-    assert int((weights > 1e-5).sum(dim=1).max()) == 2
-    assert torch.allclose(weights @ torch.linspace(0.5, 0.8, KNOTS), budgets, atol=1e-6)
-    assert torch.equal(RANGE.weights(torch.tensor([0.1, 0.99])), torch.eye(KNOTS)[[0, -1]])
+def test_a_budget_between_two_knots_is_shared_out_so_that_the_mean_is_the_budget():
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(1))
+    for budget in (0.5, 0.53, 0.6, 0.68, 0.8):
+        served = RANGE.share_out(torch.full((20000,), budget), uniform)
+        assert float(served.mean()) == pytest.approx(budget, abs=2e-3)
+        assert len(served.unique()) == (1 if budget in (0.5, 0.6, 0.8) else 2)
+        assert torch.allclose(served, torch.tensor([RANGE.knot(int(one)) for one in RANGE.indices(served)]))
+    assert RANGE.share_out(torch.tensor([0.1, 0.99]), torch.tensor([0.5, 0.5])).tolist() == pytest.approx([0.5, 0.8])
 
 
-def test_any_run_of_updates_covers_the_range_evenly():
+def test_any_run_of_updates_has_every_knot_as_often():
     for start in (0, 117, 5000):
         drawn = torch.tensor([RANGE.at(update) for update in range(start, start + 40)])
-        counts = torch.histc(drawn, bins=4, min=0.5, max=0.8)
-        assert int(counts.min()) >= 9 and all(RANGE.holds(float(one)) for one in drawn)
+        assert int(torch.bincount(RANGE.indices(drawn), minlength=KNOTS).min()) >= 9
+        knots = torch.tensor([RANGE.knot(int(index)) for index in RANGE.indices(drawn)])
+        assert torch.allclose(knots, drawn)
 
 
-def test_documents_draw_budgets_evenly_whatever_their_batch():
+def test_documents_draw_knots_evenly_whatever_their_batch():
     ids, space = torch.arange(4000), build_tiny_space()
     drawn = RANGE.spread(Noise.for_examples(ids, 5, space))
-    counts = torch.histc(drawn, bins=4, min=0.5, max=0.8)
-    assert int(counts.min()) > 900 and all(RANGE.holds(float(one)) for one in drawn[:50])
+    assert int(torch.bincount(RANGE.indices(drawn), minlength=KNOTS).min()) > 900
     assert torch.equal(RANGE.spread(Noise.for_examples(ids[7:9], 5, space)), drawn[7:9])
     assert not torch.equal(RANGE.spread(Noise.for_examples(ids, 6, space)), drawn)
 
 
 def test_a_document_is_decided_by_its_own_budget_beside_any_other():
-    policy, state = build_policy(), torch.randn(5, 8)
-    budgets = torch.tensor([0.5, 0.8, 0.65, 0.71, 0.5])
+    policy, state = build_policy(), torch.randn(64, 8)
+    budgets = torch.tensor([0.5, 0.8, 0.65, 0.71]).repeat(16)
     together = logits(policy, state, budgets)
-    for row, budget in enumerate(budgets):
-        assert torch.allclose(together[row : row + 1], logits(policy, state[row : row + 1], float(budget)), atol=1e-5)
+    for row in range(8):
+        alone = logits(policy, state[row : row + 1], float(budgets[row]), slice(row, row + 1))
+        assert torch.allclose(together[row : row + 1], alone, atol=1e-5)
 
 
-def test_between_two_knots_logits_are_a_straight_line():
-    policy, state = build_policy(), torch.randn(3, 8)
-    left, middle, right = (logits(policy, state, budget) for budget in (0.6, 0.65, 0.7))
-    assert torch.allclose((left + right) / 2, middle, atol=1e-4) and not torch.allclose(left, right, atol=0.1)
+def test_every_document_takes_a_knot_that_was_learned():
+    policy, state = build_policy(), torch.randn(64, 8)
+    middle, left, right = (logits(policy, state, budget) for budget in (0.65, 0.6, 0.7))
+    takes_left, takes_right = ((middle == one).all(dim=1) for one in (left, right))
+    assert bool((takes_left ^ takes_right).all()) and 20 < int(takes_left.sum()) < 44
 
 
 def test_what_is_served_in_a_block_ends_with_it():
-    policy, state = build_policy(), torch.randn(2, 8)
-    before = policy.stage_logits(1, policy.with_budget(state))
+    policy, state = build_policy(), torch.randn(64, 8)
+    before = logits(policy, state, policy.budget)
     with pytest.raises(KeyError), policy.serving(0.5):
         raise KeyError
-    assert torch.equal(policy.stage_logits(1, policy.with_budget(state)), before)
+    assert torch.equal(policy.stage_logits(1, policy.with_budget(state, *sources(64))), before)
     assert torch.equal(before, logits(policy, state, 0.7))  # the default
 
 

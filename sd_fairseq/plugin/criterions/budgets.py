@@ -6,10 +6,12 @@ from contextlib import nullcontext
 from typing import Any, ContextManager, List, Optional, Union
 
 import torch
+import torch.nn.functional as F
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import relative_flops
+from sd_fairseq.decision.budgets import KNOTS
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.noise import Noise
 from sd_fairseq.learning.budget_tracking import move_shift
@@ -67,13 +69,14 @@ class Budgets:
             settings: what is counted, and what each example counts for.
             evaluator: of the batch.
             decisions: the deployed paths.
-            budgets: [B] of a policy for a range, whose K knots take their share of each; None = one budget, K = 1.
+            budgets: [B] of a policy for a range, one of its K knots' each; None = one budget, K = 1.
         """
         space, shape, lengths = evaluator.model.space, evaluator.shape, evaluator.lengths(settings.beam)
         flops = relative_flops(settings.definition, shape, space, decisions, lengths)
         weights = flops_weights(settings, space, shape, lengths).unsqueeze(1)  # [B, 1]
         if budgets is not None:
-            weights = weights * evaluator.model.encoder.policy.budgets.weights(budgets)  # [B, K]
+            knots = evaluator.model.encoder.policy.budgets.indices(budgets)
+            weights = weights * F.one_hot(knots, KNOTS)  # [B, K]
         residuals = ((self.budget if budgets is None else budgets) - flops).float().unsqueeze(1)  # [B, 1]
         self.residuals.append(torch.stack([(residuals * weights).sum(dim=0), weights.sum(dim=0)]))
 
