@@ -74,6 +74,30 @@ def damaged(draw, right):
     return content
 
 
+def damage(content, generator):
+    """The same with one to three things wrong; many of these are made of each file that is drawn, which takes longer.
+
+    Args:
+        content: of a file.
+        generator: random numbers.
+    """
+    for _ in range(generator.randint(1, 3)):
+        place = generator.randrange(len(content) + 1)
+        end = min(len(content), place + generator.choice((0, 1, 2, 7, 40)))
+        kind = generator.randrange(5)
+        if kind == 0:
+            content = content[:place]
+        elif kind == 1:
+            content = content[:place] + content[end:]
+        elif kind == 2:
+            content = content[:place] + generator.choice(SCRAPS) + content[end:]
+        elif kind == 3:
+            content = content[:end] + content[place:]
+        else:
+            content = content[:place] + bytes([generator.randrange(256)]) + content[place + 1 :]
+    return content
+
+
 def broken(kind):
     """Any bytes, any JSON, and mostly right files of a kind with something wrong."""
     values = JSON.map(lambda value: json.dumps(value).encode())

@@ -98,6 +98,21 @@ def test_weights_are_packed_once_for_a_model_and_anew_when_they_change(zoo, pair
     assert len(made) == 3
 
 
+def test_packed_weights_go_with_their_model():
+    import gc
+
+    from factories import build_model
+
+    from sd_fairseq.plugin.generation.fast_weights import PACKED, Precision, packed_weights
+
+    before, model = len(PACKED), build_model()
+    assert packed_weights(model, Precision(torch.float32)) is packed_weights(model, Precision(torch.float32))
+    assert len(PACKED) == before + 1
+    del model
+    gc.collect()
+    assert len(PACKED) == before
+
+
 def test_a_fingerprint_copies_all_values_at_once():
     """A GPU starts a kernel for each copy; a model has hundreds of weights."""
     from torch.overrides import TorchFunctionMode

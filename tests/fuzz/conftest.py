@@ -13,7 +13,7 @@ GIVEN = Counter()  # reader -> files that it was given
 # a reader's file is written and read for each example: how long that takes says nothing here
 QUIET = dict(deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=LONG)
 hypothesis.settings.register_profile("short", max_examples=50, derandomize=True, **QUIET)
-hypothesis.settings.register_profile("long", max_examples=900, **QUIET)
+hypothesis.settings.register_profile("long", max_examples=400, **QUIET)
 hypothesis.settings.load_profile("long" if LONG else "short")
 
 

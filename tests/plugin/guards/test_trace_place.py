@@ -6,8 +6,8 @@ pytest.importorskip("fairseq")
 from sd_fairseq.plugin.guards.errors import InputError  # noqa: E402
 from sd_fairseq.plugin.guards.trace_place import check_trace, data_files  # noqa: E402
 
-READ = ["dict.source.txt", "test.source-target.source"]
-READ += ["test.source-target.source.bin", "test.source-target.target.idx"]
+SPLIT = "test.source-target."
+READ = ["dict.source.txt", SPLIT + "source.bin", SPLIT + "target.idx", SPLIT + "source"]
 
 
 @pytest.mark.parametrize("name", READ)
