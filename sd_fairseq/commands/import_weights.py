@@ -1,4 +1,4 @@
-"""``sd-import``: a switchable checkpoint of another package's pretrained T5."""
+"""``sd-import``: a switchable checkpoint of another package's pretrained T5 or LLaMA."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Optional, Sequence
 
 from sd_fairseq.commands.shared import make_parser, run
 
-ABOUT = """Writes a checkpoint of --arch switchable_t5, its dictionary and its tokenizer from pretrained weights.
+ABOUT = """Writes a checkpoint of --arch switchable_t5 or switchable_llama from pretrained weights, and its tokenizer.
 
-SOURCE is a folder of Hugging Face's (config.json and model.safetensors or pytorch_model.bin), or one of ONNX graphs
-(encoder.onnx and decoder.onnx, 8-bit ones too; needs the package onnx)."""
+SOURCE is a folder of Hugging Face's (config.json and model.safetensors or pytorch_model.bin), or one of a T5's ONNX
+graphs (encoder.onnx and decoder.onnx, 8-bit ones too; needs the package onnx)."""
 
 
 def build_parser() -> argparse.ArgumentParser:
