@@ -36,6 +36,12 @@ T5_VARIANTS = {
     "T5 1.0": {**T5, "feed_forward": "relu", "share_decoder_input_output_embed": True, "attention_head_dim": 12},
     "T5, cross-attention apart": {**T5, "sd_cross_attention_apart": True},
 }
+# heads in groups and a head of its own; every head its own keys, the head tied
+LLAMA_VARIANTS = {
+    "LLaMA": {"arch": "switchable_llama_tiny"},
+    "LLaMA, tied": {"arch": "switchable_llama_tiny", "share_decoder_input_output_embed": True, "key_heads": 4},
+}
+LLAMA_OPTIONS = {"decoder_embed_dim": 32, "decoder_ffn_embed_dim": 64, "attention_head_dim": 12}
 
 
 class Batch(NamedTuple):
@@ -113,10 +119,12 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
     import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
+    import sd_fairseq.plugin.models.switchable_llama  # noqa: F401
     import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 
     dictionary = dictionary or build_dictionary()
-    args = argparse.Namespace(arch=arch, task="translation", **{**TINY_OPTIONS, **overrides})
+    sizes = {**TINY_OPTIONS, **(LLAMA_OPTIONS if "llama" in arch else {})}
+    args = argparse.Namespace(arch=arch, task="translation", **{**sizes, **overrides})
     ARCH_CONFIG_REGISTRY[arch](args)
     cfg = SimpleNamespace(**(task_options or {}))
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=cfg)

@@ -17,6 +17,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("tokenizer", help="tokenizer.json or spiece.model")
     parser.add_argument("input", help="text, one example a line")
     parser.add_argument("output", help="file to write")
+    text = r"\n in a text stands for the end of a line, as chat templates need it"
+    parser.add_argument("--line-ends", action="store_true", help=text)
     return parser
 
 
@@ -26,7 +28,7 @@ def work(args: argparse.Namespace) -> None:
     from sd_fairseq.whole_files import check_places, whole
 
     check_places([args.output], [args.input, args.tokenizer])
-    tokenizer = SDTokenizer(SDTokenizerConfig(sd_tokenizer=args.tokenizer))
+    tokenizer = SDTokenizer(SDTokenizerConfig(sd_tokenizer=args.tokenizer, sd_line_ends=args.line_ends))
     with open(args.input, encoding="utf-8") as lines, whole(args.output) as part:
         with open(part, "w", encoding="utf-8") as output:
             output.writelines(tokenizer.encode(line.rstrip("\r\n")) + "\n" for line in lines)

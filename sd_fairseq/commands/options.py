@@ -15,7 +15,7 @@ EVERYDAY = ("preset", "flops_budget", "tolerance", "space", "path", "trace", "ge
 ADVANCED = (
     *("mode", "policy", "policy_lr", "estimator", "distillation", "teacher", "cost_beam", "policy_warmup_updates"),
     *("flops_average", "initial_keep", "initial_path", "static_path", "random_keep", "token_strategies"),
-    *("generation_precision", "sort_by_length", "stride", "question_tokens", "tokenizer"),
+    *("generation_precision", "sort_by_length", "stride", "question_tokens", "tokenizer", "line_ends"),
 )
 LEVELS = {
     "everyday": "Everyday",

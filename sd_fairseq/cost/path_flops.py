@@ -79,6 +79,43 @@ class ModelShape:
     attention_dim: int = 0
     ffn_products: int = 2
 
+    def encoded_tokens(self, source: Tensor) -> Tensor:
+        """Returns how many of a source's tokens the encoder runs."""
+        return source
+
+    def encoder_sites(self, tokens: Tensor) -> Dict[str, Tensor]:
+        """Costs of one encoder layer's sub-layers over ``tokens``."""
+        dim = self.encoder_dim
+        return {
+            "encoder_attention": self_attention_flops(tokens, dim, self.attention_dim),
+            "encoder_ffn": ffn_flops(tokens, dim, self.encoder_ffn_dim, self.ffn_products),
+        }
+
+    def decoder_sites_of_paper(self, tokens: Tensor) -> Dict[str, Tensor]:
+        """Costs of one decoder layer's sub-layers as the paper counts them, over as many tokens as the encoder's."""
+        dim = self.decoder_dim
+        return {
+            "decoder_attention": self_attention_flops(tokens, dim, self.attention_dim),
+            "decoder_cross_attention": self_attention_flops(tokens, dim, self.attention_dim),
+            "decoder_ffn": ffn_flops(tokens, dim, self.decoder_ffn_dim, self.ffn_products),
+        }
+
+    def decoder_sites(self, target: Tensor, kept: Tensor, beam: int) -> Dict[str, Tensor]:
+        """Costs of one decoder layer's sub-layers; arguments as :func:`sublayer_costs` has them."""
+        dim, inner = self.decoder_dim, self.attention_dim
+        self_attention = cached_self_attention_flops if self.head is None else self_attention_flops
+        queries = beam * cross_attention_query_flops(target, kept, dim, inner)
+        return {
+            "decoder_attention": beam * self_attention(target, dim, inner),
+            "decoder_cross_attention": queries + cross_attention_cache_flops(kept, inner or dim, self.encoder_dim),
+            "decoder_ffn": beam * ffn_flops(target, dim, self.decoder_ffn_dim, self.ffn_products),
+        }
+
+    def first_layer(self, target: Tensor, full: Tensor, kept: Tensor, beam: int) -> Tensor:
+        """Costs of encoder layer 1, which sees the whole source, and of whatever else always does."""
+        sites = self.encoder_sites(full)
+        return sites["encoder_attention"] + sites["encoder_ffn"]
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -116,26 +153,17 @@ def sublayer_costs(
     """
     if definition not in DEFINITIONS:
         raise ValueError(f"FLOPs definition {definition!r} is not one of {', '.join(DEFINITIONS)}")
-    kept = count_kept_tokens(lengths.source, space.token_strategies).double()  # [B, J]
-    full = lengths.source.double().unsqueeze(1).expand_as(kept)  # [B, J]
-    enc, dec, inner, products = shape.encoder_dim, shape.decoder_dim, shape.attention_dim, shape.ffn_products
-    sites = {
-        "encoder_attention": self_attention_flops(kept, enc, inner),
-        "encoder_ffn": ffn_flops(kept, enc, shape.encoder_ffn_dim, products),
-    }
+    source = shape.encoded_tokens(lengths.source)
+    kept = count_kept_tokens(source, space.token_strategies).double()  # [B, J]
+    sites = shape.encoder_sites(kept)
     if definition == "paper":
-        sites["decoder_attention"] = self_attention_flops(kept, dec, inner)
-        sites["decoder_cross_attention"] = self_attention_flops(kept, dec, inner)
-        sites["decoder_ffn"] = ffn_flops(kept, dec, shape.decoder_ffn_dim, products)
-        return SublayerCosts(sites, sites["encoder_attention"] + sites["encoder_ffn"])
+        fixed = sites["encoder_attention"] + sites["encoder_ffn"]
+        return SublayerCosts({**sites, **shape.decoder_sites_of_paper(kept)}, fixed)
+    full = source.double().unsqueeze(1).expand_as(kept)  # [B, J]
     target = lengths.target.double().unsqueeze(1).expand_as(kept)  # [B, J]
-    beam = lengths.beam if shape.head is None else 1
-    self_attention = cached_self_attention_flops if shape.head is None else self_attention_flops
-    sites["decoder_attention"] = beam * self_attention(target, dec, inner)
-    sites["decoder_cross_attention"] = beam * cross_attention_query_flops(target, kept, dec, inner)
-    sites["decoder_cross_attention"] += cross_attention_cache_flops(kept, inner or dec, enc)
-    sites["decoder_ffn"] = beam * ffn_flops(target, dec, shape.decoder_ffn_dim, products)
-    fixed = self_attention_flops(full, enc, inner) + ffn_flops(full, enc, shape.encoder_ffn_dim, products)
+    beam, dec = lengths.beam if shape.head is None else 1, shape.decoder_dim
+    sites.update(shape.decoder_sites(target, kept, beam))
+    fixed = shape.first_layer(target, full, kept, beam)
     if shape.head is None:
         fixed = fixed + beam * lm_head_flops(target, dec, shape.vocabulary)
     else:
@@ -143,7 +171,9 @@ def sublayer_costs(
         fixed = fixed + linear_layers_flops(read, shape.head.widths)
     if with_policy and shape.policy_networks:
         outputs = shape.policy_heads * (space.num_switches + len(space.token_strategies))
-        fixed = fixed + shape.policy_networks * policy_flops(shape.policy_input or enc, shape.policy_hidden, outputs)
+        fixed = fixed + shape.policy_networks * policy_flops(
+            shape.policy_input or shape.encoder_dim, shape.policy_hidden, outputs
+        )
     return SublayerCosts(sites, fixed)
 
 

@@ -75,6 +75,8 @@ class DecisionSpace:
         switches: (site, layer from 0) of every switchable sub-layer, in the order of the policy's outputs.
         token_strategies: the J strategies; only ``keep`` when tokens are not switched.
         cross_attention_apart: True = decoder cross-attention has switches of its own.
+        tied: True = encoder and decoder are the same layers (a decoder-only model reads its prompt and writes its
+            answer with them), so an encoder switch drives the decoder's sub-layer, too.
     """
 
     encoder_layers: int
@@ -82,6 +84,7 @@ class DecisionSpace:
     switches: Tuple[Tuple[str, int], ...]
     token_strategies: Tuple[TokenStrategy, ...]
     cross_attention_apart: bool = False
+    tied: bool = False
 
     @classmethod
     def build(
@@ -94,6 +97,7 @@ class DecisionSpace:
         always_run_attention: int = -1,
         cross_attention_apart: bool = False,
         token_strategies: str = DEFAULT_TOKEN_STRATEGIES,
+        tied: bool = False,
     ) -> "DecisionSpace":
         """Builds the space from what a user says.
 
@@ -105,6 +109,7 @@ class DecisionSpace:
             always_run_attention: decoder layer (from 1; -1 = the last) whose ATT always runs.
             cross_attention_apart: see the class.
             token_strategies: see :func:`parse_token_strategies`.
+            tied: see the class; the decoder's own arguments count for nothing then.
 
         Raises:
             ValueError: an unknown part, a layer that does not exist, or a space with nothing to switch.
@@ -121,10 +126,10 @@ class DecisionSpace:
             raise ValueError(f"always-run decoder attention {always_run_attention} is not -1 or 1..{decoder_layers}")
         always = (decoder_layers if always_run_attention == -1 else always_run_attention) - 1
         switches: List[Tuple[str, int]] = []
-        if "encoder" in parts:
+        if "encoder" in parts or (tied and "decoder" in parts):
             for layer in range(first_encoder_layer - 1, encoder_layers):
                 switches += [("encoder_attention", layer), ("encoder_ffn", layer)]
-        if "decoder" in parts:
+        if "decoder" in parts and not tied:
             for layer in range(first_decoder_layer - 1, decoder_layers):
                 if layer != always:
                     switches.append(("decoder_attention", layer))
@@ -133,7 +138,7 @@ class DecisionSpace:
         strategies = parse_token_strategies(token_strategies if "token" in parts else "keep")
         if not switches and len(strategies) == 1:
             raise ValueError(f"decision space {','.join(parts)!r} has nothing to switch")
-        return cls(encoder_layers, decoder_layers, tuple(switches), strategies, cross_attention_apart)
+        return cls(encoder_layers, decoder_layers, tuple(switches), strategies, cross_attention_apart, tied)
 
     @property
     def num_switches(self) -> int:
@@ -145,6 +150,8 @@ class DecisionSpace:
 
     def switch_indices(self, site: str) -> List[Tuple[int, int]]:
         """Lists (policy output, layer) of the switches of ``site``."""
+        if self.tied:
+            site = "encoder_ffn" if site.endswith("ffn") else "encoder_attention"
         if site == "decoder_cross_attention" and not self.cross_attention_apart:
             site = "decoder_attention"
         return [(index, layer) for index, (name, layer) in enumerate(self.switches) if name == site]

@@ -36,6 +36,10 @@ class EncoderFlow:
     policy: Any
     shares_beam_rows = False
 
+    def choose_tokens(self, src_tokens: Tensor) -> Tensor:
+        """Returns the tokens that the encoder runs; a prompt leaves its last one to the answer."""
+        return src_tokens
+
     def embed_source(
         self, src_tokens: Tensor, token_embeddings: Optional[Tensor], padding_mask: Optional[Tensor]
     ) -> Tuple[Tensor, Tensor]:
@@ -64,6 +68,10 @@ class EncoderFlow:
         """What a policy reads the mean of: [S', B, C] -> [S', B, C]."""
         return x
 
+    def more_outputs(self, src_tokens: Tensor, first: Any, rest: Any, rows: EncoderRows) -> Dict[str, list]:
+        """Returns what the family's decoder needs besides; ``first``, ``rest``: of :meth:`describe_tokens`."""
+        return {}
+
     def forward(
         self,
         src_tokens: Tensor,
@@ -88,12 +96,14 @@ class EncoderFlow:
             [B, width]), ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped), ``source_length``
             [S], and of a gated path ``gates`` [site -> [B, L]] and ``switch_gates`` [float32 [B, switches], a leaf].
         """
+        source, src_tokens = src_tokens, self.choose_tokens(src_tokens)
         padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
         has_padding = bool(padding_mask.any())
         known = padding_mask if has_padding else None
         x, encoder_embedding = self.embed_source(src_tokens, token_embeddings, known)
         states = [x] if return_all_hiddens else []
-        x = self.run_layer(0, x, self.describe_tokens(x, known, None), LayerRows())
+        first = self.describe_tokens(x, known, None)
+        x = self.run_layer(0, x, first, LayerRows())
         if return_all_hiddens:
             states.append(x)
         decider = Decider(self.space, self.policy, path, src_tokens, padding_mask)
@@ -105,7 +115,9 @@ class EncoderFlow:
         has_padding = bool(kept_mask.any()) if kept_positions else has_padding
         positions = kept_positions[0] if kept_positions else None
         tokens = self.describe_tokens(x, kept_mask if has_padding else None, positions)
-        x = self.finish(self._run_upper_layers(x, kept_mask, tokens, decider, states if return_all_hiddens else None))
+        rows = EncoderRows(decider)
+        x = self._run_upper_layers(x, kept_mask, tokens, rows, states if return_all_hiddens else None)
+        x = self.finish(x)
         if decision_log is not None:
             decision_log.append(decider.decisions())
         return {
@@ -122,6 +134,7 @@ class EncoderFlow:
             "source_length": [src_tokens.size(1)],
             "gates": [] if decider.gates is None else [decider.gates],
             "switch_gates": [] if decider.switch_gates is None else [decider.switch_gates],
+            **self.more_outputs(source, first, tokens, rows),
         }
 
     def _drop_tokens(self, x: Tensor, padding_mask: Tensor, choice: Tensor) -> Tuple[Tensor, Tensor, List[Tensor]]:
@@ -142,10 +155,10 @@ class EncoderFlow:
         return source.x, source.padding_mask, [source.positions]
 
     def _run_upper_layers(
-        self, x: Tensor, padding_mask: Tensor, tokens: Any, decider: Decider, states: Optional[List[Tensor]]
+        self, x: Tensor, padding_mask: Tensor, tokens: Any, rows: EncoderRows, states: Optional[List[Tensor]]
     ) -> Tensor:
         """Runs layers 2..L along the decided path: [S', B, C] -> [S', B, C]; appends the hidden states if wanted."""
-        rows = EncoderRows(decider)
+        decider = rows.decider
         for index in range(1, len(self.layers)):
             if index > 1:
                 decider.decide(index, self.view_for_policy(x), padding_mask)

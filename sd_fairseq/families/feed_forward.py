@@ -11,8 +11,9 @@ from torch import Tensor, nn
 ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
 }
-KINDS = ("relu", "gated-gelu")  # as Hugging Face's configurations name them
+KINDS = ("relu", "gated-gelu", "gated-silu")  # as Hugging Face's configurations name them
 
 
 class FeedForward(nn.Module):

@@ -1,7 +1,7 @@
-"""Relative positions in buckets (T5): a learned bias of the scores for every head and distance.
+"""Positions that enter the scores as distances of two tokens: buckets (T5) and rotation (LLaMA).
 
-The bias belongs to the distance of two tokens in the text as it came: a token keeps its position when others are
-dropped. Padding on either side changes no distance.
+A distance is that of the text as it came: a token keeps its position when others are dropped. Padding on either side
+changes no distance.
 """
 
 from __future__ import annotations
@@ -64,3 +64,22 @@ class RelativeBias(nn.Module):
         distance = keys.unsqueeze(1) - queries.unsqueeze(2)  # [B, T, S]
         bucket = relative_bucket(distance, self.buckets, self.farthest, self.both_ways)
         return self.embedding(bucket).permute(0, 3, 1, 2)  # [B, H, T, S]
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Turns queries or keys by their positions (rotary embedding), so that their product depends on the distance.
+
+    Args:
+        x: [B, H, T, D]; the first half of D is paired with the second, as Hugging Face pairs them.
+        positions: LongTensor [B or 1, T].
+        theta: base of the wavelengths.
+
+    Returns:
+        [B, H, T, D].
+    """
+    half = x.size(-1) // 2
+    rates = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)  # [D / 2]
+    angles = positions.unsqueeze(-1).float() * rates  # [B, T, D / 2]
+    cosine, sine = angles.cos().unsqueeze(1).to(x.dtype), angles.sin().unsqueeze(1).to(x.dtype)  # [B, 1, T, D / 2]
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

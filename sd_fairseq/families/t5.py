@@ -19,6 +19,7 @@ from sd_fairseq.families.feed_forward import FeedForward
 from sd_fairseq.families.norms import RMSNorm
 
 BUCKETS, FARTHEST = 32, 128  # of every published T5
+FEED_FORWARDS = ("relu", "gated-gelu")  # of T5 1.0 and v1.1
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class T5Shape:
         heads, head_dim: H and D; A = H * D need not be C.
         ffn_dim: F.
         encoder_layers, decoder_layers: layers of each stack.
-        feed_forward: see :data:`~sd_fairseq.families.feed_forward.KINDS`; v1.1 ``gated-gelu``, 1.0 ``relu``.
+        feed_forward: one of :data:`FEED_FORWARDS`; v1.1 ``gated-gelu``, 1.0 ``relu``.
         tied_head: True = the head is the embedding, its input times C^-1/2 (1.0).
         dropout: everywhere where the original has it.
         eps: of the norms.

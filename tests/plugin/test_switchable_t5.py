@@ -85,7 +85,7 @@ def test_a_target_begins_with_the_padding_row_and_an_end_inside_it_stays_an_end(
     encoded = model.encoder(**batch.net_input)
     pad, eos = model.decoder.padding_idx, model.decoder.eos
     tokens = torch.tensor([[eos, 9, eos, 11]])
-    x, padding = model.decoder.embed_target(tokens, None)
+    x, padding = model.decoder.embed_target(tokens, None, encoded)
     assert padding is None
     expected = model.decoder.embed_tokens(torch.tensor([[pad, 9, eos, 11]])).transpose(0, 1)
     assert torch.equal(x, expected)

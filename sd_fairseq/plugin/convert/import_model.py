@@ -1,24 +1,27 @@
 """Makes a switchable checkpoint of another package's pretrained model: ``sd-import SOURCE OUT``.
 
-SOURCE is a folder: Hugging Face's (``config.json`` and weights) or of ONNX graphs (``encoder.onnx``, ``decoder.onnx``).
-The checkpoint has no policy; a model that loads it starts with a fresh one, every switch open.
+SOURCE is a folder, Hugging Face's (``config.json`` and weights) or of ONNX graphs (``encoder.onnx``, ``decoder.onnx``),
+or a ``.gguf`` file. The checkpoint has no policy; a model that loads it starts with a fresh one, every switch open.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
+import sd_fairseq.plugin.models.switchable_llama
+import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 from sd_fairseq.plugin.convert.plain_checkpoint import plain_checkpoint, plain_options, write_checkpoint
-from sd_fairseq.plugin.convert.weights import huggingface, onnx, t5
+from sd_fairseq.plugin.convert.weights import gguf, huggingface, llama, llama_gguf, onnx, t5
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.models.switchable_t5 import SwitchableT5Model, switchable_t5_architecture
 from sd_fairseq.plugin.text.identity_dictionary import IdentityDictionary
 
+FAMILIES: Dict[str, Any] = {"t5": t5, "mt5": t5, "llama": llama}  # by Hugging Face's model_type
+EMBEDDING = "decoder.embed_tokens.weight"
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 # fairseq's commands look for one of each language; all are the same
 DICTIONARIES = ("dict.txt", "dict.source.txt", "dict.target.txt")
@@ -28,49 +31,103 @@ class Source(NamedTuple):
     """A pretrained model.
 
     Args:
+        architecture: of our model.
         options: of our model.
         weights: under our names.
-        tokenizer: its file, or None.
+        parts: names of fairseq's symbols -> the ids that play their part.
+        tokenizer: name and content of its file, or None.
     """
 
+    architecture: str
     options: Dict[str, Any]
     weights: Dict[str, Tensor]
-    tokenizer: Optional[str]
+    parts: Dict[str, int]
+    tokenizer: Optional[Tuple[str, bytes]]
+
+    @property
+    def dictionary(self) -> IdentityDictionary:
+        """The model's ids, and behind them what was added."""
+        rows = self.weights[EMBEDDING].size(0)
+        return IdentityDictionary.of_size(rows + self.options.get("added_symbols", 0), self.parts)
 
 
-def read_source(folder: str) -> Source:
-    """Reads a folder of either kind.
+def read_source(place: str) -> Source:
+    """Reads a folder or file of any kind.
 
     Raises:
-        InputError: no such folder, or not a T5's.
+        InputError: no such place, or not one of a model that we have.
         ModuleNotFoundError: ``onnx`` is needed and not installed.
     """
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder, expected one of Hugging Face's, or of encoder.onnx, decoder.onnx")
-    if onnx.is_package(folder):
-        weights = onnx.read_package(folder)
-        options = t5.options_of_weights(weights)
-    elif os.path.isfile(os.path.join(folder, "config.json")):
-        options = t5.options_of_config(huggingface.read_config(folder))
-        weights = huggingface.read_weights(folder)
-    else:
-        raise InputError(f"{folder}: neither config.json nor encoder.onnx and decoder.onnx in it")
-    tokenizers = [os.path.join(folder, name) for name in TOKENIZERS]
-    found = next((path for path in tokenizers if os.path.isfile(path)), None)
-    return Source(options, t5.translate(weights, options["share_decoder_input_output_embed"]), found)
+    if os.path.isfile(place) and place.endswith(".gguf"):
+        return read_gguf_file(place)
+    if not os.path.isdir(place):
+        raise InputError(
+            f"{place}: no such folder, expected Hugging Face's, encoder.onnx and decoder.onnx, or a .gguf file"
+        )
+    tokenizer = read_tokenizer(place)
+    if onnx.is_package(place):
+        weights = onnx.read_package(place)
+        return make_source(t5, {}, t5.options_of_weights(weights), weights, tokenizer)
+    if not os.path.isfile(os.path.join(place, "config.json")):
+        raise InputError(f"{place}: neither config.json nor encoder.onnx and decoder.onnx in it")
+    config = huggingface.read_config(place)
+    family = FAMILIES.get(config.get("model_type", ""))
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise InputError(f"config.json: model_type is {config.get('model_type')!r}, expected one of {known}")
+    options = family.options_of_config(config)
+    return make_source(family, config, options, huggingface.read_weights(place), tokenizer)
 
 
-def build(source: Source, dictionary: IdentityDictionary) -> SwitchableT5Model:
+def read_gguf_file(path: str) -> Source:
+    """Reads a ``.gguf`` file of a LLaMA."""
+    file = gguf.read_gguf(path)
+    config, tokenizer = llama_gguf.config_of(file), llama_gguf.tokenizer_of(file)
+    weights, options = llama_gguf.weights_of(file, config), llama.options_of_config(config)
+    content = None if tokenizer is None else ("tokenizer.json", tokenizer.encode("utf-8"))
+    return make_source(llama, config, options, weights, content)
+
+
+def make_source(
+    family: Any,
+    config: Dict[str, Any],
+    options: Dict[str, Any],
+    weights: Dict[str, Tensor],
+    tokenizer: Optional[Tuple[str, bytes]],
+) -> Source:
+    """Translates weights under Hugging Face's names; ``family``: the module that has its tables."""
+    translated = family.translate(weights, options)
+    if EMBEDDING not in translated:
+        raise InputError("weights without an embedding")
+    rows = translated[EMBEDDING].size(0)
+    parts = family.parts_of(config, rows)
+    if family is llama:
+        options["added_symbols"] = max(0, max(parts.values()) + 1 - rows)
+    return Source(family.ARCHITECTURE, options, translated, parts, tokenizer)
+
+
+def read_tokenizer(folder: str) -> Optional[Tuple[str, bytes]]:
+    """Returns name and content of a folder's tokenizer, None = there is none."""
+    for name in TOKENIZERS:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return name, file.read()
+    return None
+
+
+def build(source: Source) -> Any:
     """Builds the model, which says whether every weight is there and has its size.
 
     Raises:
         InputError: a weight that is missing, of another size, or left over.
     """
-    args = argparse.Namespace(arch="switchable_t5", task="switchable_translation", **source.options)
+    args = argparse.Namespace(arch=source.architecture, task="switchable_translation", **source.options)
     args.sd_policy = "dense"  # a policy is for those who train
-    switchable_t5_architecture(args)
+    ARCH_CONFIG_REGISTRY[source.architecture](args)
+    dictionary = source.dictionary
     task = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=None)
-    model = SwitchableT5Model.build_model(args, task)
+    model = ARCH_MODEL_REGISTRY[source.architecture].build_model(args, task)
     own = model.state_dict()
     missing = sorted(set(own) - set(source.weights))
     surplus = sorted(set(source.weights) - set(own))
@@ -97,24 +154,25 @@ def import_model(folder: str, output: str) -> List[str]:
     Raises:
         InputError: see :func:`read_source` and :func:`build`.
     """
-    if os.path.exists(output) and (not os.path.isdir(output) or os.path.samefile(folder, output)):
+    if os.path.exists(output) and (not os.path.isdir(output) or os.path.realpath(folder) == os.path.realpath(output)):
         raise InputError(f"{output}: expected another folder to write to")
     source = read_source(folder)
-    dictionary = IdentityDictionary.of_size(source.weights["encoder.embed_tokens.weight"].size(0), t5.PARTS)
-    model = build(source, dictionary)
+    model, dictionary = build(source), source.dictionary
     os.makedirs(output, exist_ok=True)
-    options = {**source.options, "arch": "switchable_t5", "task": "switchable_translation"}
+    options = {**source.options, "arch": source.architecture, "task": "switchable_translation"}
     languages = {"source_lang": "source", "target_lang": "target"}
     checkpoint = plain_checkpoint(plain_options({**options, **languages}), model.state_dict())
     write_checkpoint(os.path.join(output, "model.pt"), checkpoint)
     for name in DICTIONARIES:
         dictionary.save(os.path.join(output, name))
     count = sum(parameter.numel() for parameter in model.parameters())
-    depths = f"{options['encoder_layers']} + {options['decoder_layers']} layers"
-    lines = [f"{output}/model.pt: switchable_t5, {depths}, {count:,} parameters, dictionary of {len(dictionary):,}"]
+    depths = " + ".join(str(options[side]) for side in ("encoder_layers", "decoder_layers") if side in options)
+    about = f"{source.architecture}, {depths} layers, {count:,} parameters, dictionary of {len(dictionary):,}"
+    lines = [f"{output}/model.pt: {about}"]
     if source.tokenizer is not None:
-        name = os.path.basename(source.tokenizer)
-        shutil.copyfile(source.tokenizer, os.path.join(output, name))
+        name, content = source.tokenizer
+        with open(os.path.join(output, name), "wb") as file:
+            file.write(content)
         lines.append(f"{output}/{name}: for --bpe sd_tokenizer --sd-tokenizer")
     else:
         lines.append(f"no tokenizer in {folder} (looked for {', '.join(TOKENIZERS)})")

@@ -126,7 +126,7 @@ class FastT5Weights(FastWeights):
 
     def embed_step(self, tokens: Tensor) -> Tensor:
         """Embeds the newest of [R, step + 1] tokens: [R, C]."""
-        return self.model.decoder.embed_target(tokens, {})[0].squeeze(0).to(self.stream)
+        return self.model.decoder.embed_target(tokens, {}, {})[0].squeeze(0).to(self.stream)
 
     def source_bias(self, lengths: List[int], keep: Optional[Tensor] = None) -> Optional[List[Tensor]]:
         """Returns the bias of each sentence [H, S', S'], a view of one for all where no token is dropped."""

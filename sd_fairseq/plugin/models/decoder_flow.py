@@ -27,10 +27,14 @@ class DecoderFlow:
     attention_layer: int
 
     def embed_target(
-        self, tokens: Tensor, incremental_state: Optional[IncrementalState]
+        self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """Embeds [R, T] tokens (the last one only in a search): [T, R, C] and their padding mask or None."""
         raise NotImplementedError
+
+    def source_of(self, encoder_out: Dict[str, list], layer: int) -> Any:
+        """Returns what layer ``layer`` (from 0) attends to beside the target: the encoder's states [S', B, C]."""
+        return encoder_out["encoder_out"][0]
 
     def self_attention_mask(self, x: Tensor, steps: int, causal: bool) -> Optional[Tensor]:
         """Returns what is added to the scores of self-attention; what a family's layers take.
@@ -73,8 +77,7 @@ class DecoderFlow:
         if encoder_out is None:
             raise ValueError("the switchable decoder needs the switchable encoder's output, found None")
         plan = self._plan(encoder_out, incremental_state, prev_output_tokens.size(0))
-        x, padding_mask = self.embed_target(prev_output_tokens, incremental_state)  # [T, R, C]
-        source = encoder_out["encoder_out"][0]  # [S', B, C]
+        x, padding_mask = self.embed_target(prev_output_tokens, incremental_state, encoder_out)  # [T, R, C]
         source_padding = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
         wanted_layer = self.attention_layer if alignment_layer is None else alignment_layer
         gates = encoder_out["gates"][0] if encoder_out.get("gates") else None
@@ -88,7 +91,7 @@ class DecoderFlow:
                 rows = LayerRows(gates=(gates, index))
             x, weights = layer(
                 x,
-                source,
+                self.source_of(encoder_out, index),
                 source_padding,
                 incremental_state,
                 self_attn_mask=mask,

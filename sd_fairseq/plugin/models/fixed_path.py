@@ -41,8 +41,18 @@ def parse_path(text: str, space: DecisionSpace, place: str = "--path") -> Path:
     path = {**dense_path(space), **given}
     if "decoder_attention" in given and "decoder_cross_attention" not in given and not space.cross_attention_apart:
         path["decoder_cross_attention"] = path["decoder_attention"]
+    if space.tied:
+        _tie(path, given)
     check_path(path, space, place)
     return path
+
+
+def _tie(path: Path, given: Path) -> None:
+    """Gives the sites of an answer what stands for the prompt's, where they are not given."""
+    for site in SITES:
+        partner = "encoder_ffn" if site.endswith("ffn") else "encoder_attention"
+        if site not in given:
+            path[site] = path[partner]
 
 
 def _parse_pairs(text: str, place: str) -> Path:
@@ -109,6 +119,11 @@ def check_path(path: Path, space: DecisionSpace, place: str) -> None:
                 raise InputError(f"{place}: {site} is {kept!r}, but in layer {layer + 1} of this model it always runs")
             if character == "=" and layer in switchable:
                 raise InputError(f"{place}: {site} is {kept!r}, but layer {layer + 1} is switchable in this model")
+    if space.tied and any(
+        _plain(path[site]) != _plain(path["encoder_ffn" if site.endswith("ffn") else "encoder_attention"])
+        for site in SITES
+    ):
+        raise InputError(f"{place}: prompt and answer differ, but this model switches them together")
     together = not space.cross_attention_apart
     if together and _plain(path["decoder_attention"]) != _plain(path["decoder_cross_attention"]):
         raise InputError(f"{place}: self- and cross-attention differ, but this model switches them together")

@@ -111,8 +111,8 @@ def fill_defaults(args: Any) -> None:
             setattr(args, name, value)
 
 
-def decision_space(args: Any) -> DecisionSpace:
-    """Builds the decision space.
+def decision_space(args: Any, tied: bool = False) -> DecisionSpace:
+    """Builds the decision space; ``tied`` where both stacks are the same layers.
 
     Raises:
         InputError: a contradictory or unknown option.
@@ -128,6 +128,7 @@ def decision_space(args: Any) -> DecisionSpace:
             always_run_attention=args.sd_always_run_attention,
             cross_attention_apart=args.sd_cross_attention_apart,
             token_strategies=strategies or DEFAULT_TOKEN_STRATEGIES,
+            tied=tied,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

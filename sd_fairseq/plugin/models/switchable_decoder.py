@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
@@ -36,7 +36,7 @@ class SwitchableDecoder(DecoderFlow, TransformerDecoderBase):
         return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
     def embed_target(
-        self, tokens: Tensor, incremental_state: Optional[IncrementalState]
+        self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """Embeds [R, T] tokens (the last one only in a search): [T, R, C] and their padding mask or None."""
         positions = None

@@ -12,9 +12,9 @@ from sd_fairseq.cost.path_flops import ModelShape
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.families.attention import Attention
-from sd_fairseq.families.feed_forward import KINDS, FeedForward
+from sd_fairseq.families.feed_forward import FeedForward
 from sd_fairseq.families.positions import RelativeBias
-from sd_fairseq.families.t5 import SIZES, T5Shape
+from sd_fairseq.families.t5 import FEED_FORWARDS, SIZES, T5Shape
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.option_checks import check_workers_agree
 from sd_fairseq.plugin.models.options import add_model_options, build_policy, decision_space, fill_defaults, model_shape
@@ -49,7 +49,7 @@ class SwitchableT5Model(SwitchableModel, FairseqEncoderDecoderModel):
         add("--decoder-layers", type=int, metavar="L", help="decoder layers")
         add("--encoder-attention-heads", type=int, metavar="H", help="attention heads of both stacks")
         add("--attention-head-dim", type=int, metavar="D", help="size of a head; heads * size need not be C")
-        add("--feed-forward", choices=KINDS, help="gated-gelu (T5 v1.1) or relu (1.0)")
+        add("--feed-forward", choices=FEED_FORWARDS, help="gated-gelu (T5 v1.1) or relu (1.0)")
         add(
             "--share-decoder-input-output-embed",
             action="store_true",
@@ -178,8 +178,8 @@ def check_t5(args: Any, task: Any) -> None:
         raise InputError(
             "--sd-skip-keeps-layer-norm is for BART, whose sub-layers end with their norm; T5's begin with it"
         )
-    if args.feed_forward not in KINDS:
-        raise InputError(f"--feed-forward {args.feed_forward!r}: expected one of {', '.join(KINDS)}")
+    if args.feed_forward not in FEED_FORWARDS:
+        raise InputError(f"--feed-forward {args.feed_forward!r}: expected one of {', '.join(FEED_FORWARDS)}")
     source, target = task.source_dictionary, task.target_dictionary
     if source != target:
         raise InputError("switchable_t5 has one embedding for source and target: give both the same dictionary")

@@ -118,7 +118,7 @@ class SwitchableT5Decoder(DecoderFlow, FairseqIncrementalDecoder):
         return self.longest
 
     def embed_target(
-        self, tokens: Tensor, incremental_state: Optional[IncrementalState]
+        self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """As every flow's; the leading end-of-sentence symbol becomes T5's own beginning."""
         padding_mask = tokens.eq(self.padding_idx)  # [R, T]

@@ -259,8 +259,9 @@ class SwitchableTaskMixin:
             return
         model = models[0]
         decisions, lengths = read_batch(model, model.space, sample, hypotheses, generator.beam_size)
-        kept = count_kept_tokens(lengths.source, model.space.token_strategies)
-        kept = kept.gather(1, decisions.token_choice.unsqueeze(1))
+        encoded = model.shape.encoded_tokens(lengths.source)
+        kept = count_kept_tokens(encoded, model.space.token_strategies)
+        kept = kept.gather(1, decisions.token_choice.unsqueeze(1)) + (lengths.source - encoded).unsqueeze(1)
         summary.wants_dense = summary.wants_dense or model.encoder.policy is None
         summary.add_decisions(model.space, model.shape, decisions, lengths, kept)
 

@@ -146,7 +146,9 @@ def describe_batch(
     common: Dict[str, Any],
 ) -> List[TraceRecord]:
     """Makes one record an example; arguments as in :class:`TraceRecorder`, all on the CPU."""
-    kept = count_kept_tokens(lengths.source, space.token_strategies).gather(1, decisions.token_choice.unsqueeze(1))
+    encoded = shape.encoded_tokens(lengths.source)
+    kept = count_kept_tokens(encoded, space.token_strategies).gather(1, decisions.token_choice.unsqueeze(1))
+    kept = kept + (lengths.source - encoded).unsqueeze(1)  # what the encoder does not run is not dropped either
     flops = {}
     for definition in ("generation", "paper"):
         flops[f"flops_{definition}"] = path_flops(definition, shape, space, decisions, lengths).tolist()

@@ -32,6 +32,11 @@ class IdentityDictionary(Dictionary):
         self.pad_index, self.eos_index = self.indices[PAD], self.indices[EOS]
         self.bos_index, self.unk_index = self.eos_index, self.indices[self.unk_word]
 
+    def index(self, sym: str) -> int:
+        """As fairseq's; the number of an id that plays a part is understood, too."""
+        number = int(sym) if sym.isdigit() else len(self)
+        return number if number < len(self) else super().index(sym)
+
     @classmethod
     def of_size(cls, size: int, parts: Dict[str, int]) -> "IdentityDictionary":
         """Makes the dictionary of ``size`` ids; ``parts``: name -> id."""

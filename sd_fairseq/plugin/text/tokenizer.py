@@ -24,6 +24,12 @@ class SDTokenizerConfig(FairseqDataclass):
         default=None,
         metadata={"help": "tokenizer.json or spiece.model of an imported model, for --bpe sd_tokenizer"},
     )
+    sd_line_ends: bool = field(
+        default=False,
+        metadata={
+            "help": "with --bpe sd_tokenizer: \\n in a text stands for the end of a line, as chat templates need it"
+        },
+    )
 
 
 class Tokenizer(Protocol):
@@ -115,6 +121,7 @@ class SDTokenizer:
     """
 
     def __init__(self, cfg: SDTokenizerConfig):
+        self.line_ends = cfg.sd_line_ends
         try:
             self.inner = open_tokenizer(cfg.sd_tokenizer)
         except ModuleNotFoundError as error:
@@ -122,10 +129,11 @@ class SDTokenizer:
 
     def encode(self, x: str) -> str:
         """Text -> symbols, separated by blanks."""
-        ids = self.inner.encode(x)
+        ids = self.inner.encode(x.replace("\\n", "\n") if self.line_ends else x)
         names = (self.inner.name(index) for index in ids)
         return " ".join(name if name in PARTS else str(index) for index, name in zip(ids, names))
 
     def decode(self, x: str) -> str:
         """Symbols -> text; special and unknown ones are left out."""
-        return self.inner.decode([int(word) for word in x.split() if word.isdigit()])
+        text = self.inner.decode([int(word) for word in x.split() if word.isdigit()])
+        return text.replace("\n", "\\n") if self.line_ends else text

@@ -7,10 +7,11 @@ from typing import Any, Dict, Tuple
 
 from torch import Tensor
 
-from sd_fairseq.families.feed_forward import KINDS
+from sd_fairseq.families.t5 import FEED_FORWARDS
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.text.identity_dictionary import EOS, PAD, UNK
 
+ARCHITECTURE = "switchable_t5"
 PARTS = {PAD: 0, EOS: 1, UNK: 2}  # of every published T5
 LAYER = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(.+)\.weight")
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
@@ -45,6 +46,11 @@ def our_names(name: str) -> Tuple[str, ...]:
     raise InputError(f"{name} is no weight of a T5")
 
 
+def parts_of(config: Dict[str, Any], rows: int) -> Dict[str, int]:
+    """Returns the ids that play a part, the same in every T5."""
+    return PARTS
+
+
 def _in_layer(stack: str, place: int, inner: str) -> str:
     kinds = ("self_attn", "final") if stack == "encoder" else ("self_attn", "encoder_attn", "final")
     if place >= len(kinds):
@@ -58,16 +64,17 @@ def _in_layer(stack: str, place: int, inner: str) -> str:
     return f"{kind}.{ATTENTION[last]}" if module == wanted and last in ATTENTION else ""
 
 
-def translate(weights: Dict[str, Tensor], tied_head: bool) -> Dict[str, Tensor]:
+def translate(weights: Dict[str, Tensor], options: Dict[str, Any]) -> Dict[str, Tensor]:
     """Returns the weights under our names, float32.
 
     Args:
         weights: under Hugging Face's; an embedding that stands in a stack only counts as the shared one.
-        tied_head: the head is the embedding.
+        options: of our model.
 
     Raises:
         InputError: a weight that is none of T5's.
     """
+    tied_head = options["share_decoder_input_output_embed"]
     if "shared.weight" not in weights and COPIES[0] in weights:
         weights = {**weights, "shared.weight": weights[COPIES[0]]}
     if not tied_head and "lm_head.weight" not in weights and "shared.weight" in weights:
@@ -83,14 +90,12 @@ def options_of_config(config: Dict[str, Any]) -> Dict[str, Any]:
     """Returns the model's options for a ``config.json``.
 
     Raises:
-        InputError: not a T5, or one that we do not have.
+        InputError: one that we do not have.
     """
-    kind = config.get("model_type")
-    if kind not in ("t5", "mt5"):
-        raise InputError(f"config.json: model_type is {kind!r}, expected 't5' or 'mt5'")
     feed_forward = config.get("feed_forward_proj", "relu")
-    if feed_forward not in KINDS:
-        raise InputError(f"config.json: feed_forward_proj is {feed_forward!r}, expected one of {', '.join(KINDS)}")
+    if feed_forward not in FEED_FORWARDS:
+        valid = ", ".join(FEED_FORWARDS)
+        raise InputError(f"config.json: feed_forward_proj is {feed_forward!r}, expected one of {valid}")
     ids = tuple(config.get(name, default) for name, default in (("pad_token_id", 0), ("eos_token_id", 1)))
     if ids != (0, 1) or config.get("decoder_start_token_id", 0) != 0:
         raise InputError(f"config.json: padding and end are the ids {ids}, expected (0, 1) and a beginning of 0")
