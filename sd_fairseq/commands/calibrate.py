@@ -9,8 +9,9 @@ from typing import Any, Dict, Optional, Sequence
 
 from sd_fairseq.commands.shared import add_batches, add_model, add_sample, make_parser, run
 
-ABOUT = """Finds how little a trained policy may run so that its mean loss against the dense path of the same weights is
-at most --max-loss, with the stated confidence (Learn then Test, Angelopoulos et al. 2021).
+ABOUT = """Finds how little a trained policy may run so that its mean loss against a dense path is at most --max-loss,
+with the stated confidence (Learn then Test, Angelopoulos et al. 2021). The dense path is that of --reference, such as
+the model that training started from: that of the same weights has often been left behind by training on other paths.
 
 Of a policy for a range of budgets (--sd-budget-range) the budget is chosen, of any other a shift of its logits. The
 pairs must be as the ones to come are, and must neither have trained the model nor chosen it: take a split of their
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("sd-calibrate", ABOUT, example)
     add = parser.add_argument
     add_model(parser, None)
+    add("--reference", metavar="CHECKPOINT", help="model whose dense path is compared with (default: the same weights)")
     add("--max-loss", type=float, required=True, help="largest mean loss: nats a token, or ROUGE-L points (0-100)")
     add("--confidence", type=float, default=0.95, help="default: %(default)s")
     add("--risk", choices=tuple(UNITS), default="nats", help="nats (teacher-forced) or rouge (default: %(default)s)")
@@ -65,7 +67,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--confidence {args.confidence} is not in (0, 1)")
     if args.test == "hoeffding-bentkus" and args.risk != "rouge":
         raise ValueError("--test hoeffding-bentkus needs a bounded loss, --risk rouge; found --risk nats")
-    check_places([args.output, args.report], [args.path])
+    check_places([args.output, args.report], [args.path, args.reference])
 
 
 def work(args: argparse.Namespace) -> None:
@@ -87,13 +89,13 @@ def work(args: argparse.Namespace) -> None:
     scorer = load(args)
     policy = scorer.model.encoder.policy
     name, values = calibration.tuned_buffer(policy)
-    measured = calibration.measure_all(policy, name, values, build_risk(scorer, args))
+    measured = calibration.measure_all(policy, name, values, build_risk(scorer, args, args.gen_subset))
     chosen, p_values = calibration.choose(measured, args.max_loss, args.confidence, args.test, LARGEST[args.risk])
     report = describe(args, name, measured, p_values, chosen)
     if chosen is not None and args.check_subset:
         other = load(argparse.Namespace(**{**vars(args), "gen_subset": args.check_subset, "examples": 0}))
         (again,) = calibration.measure_all(
-            other.model.encoder.policy, name, [values[chosen]], build_risk(other, args)
+            other.model.encoder.policy, name, [values[chosen]], build_risk(other, args, args.check_subset)
         )
         report["check"] = {"subset": args.check_subset, **figures(again)}
     if args.report:
@@ -106,11 +108,17 @@ def work(args: argparse.Namespace) -> None:
         calibration.write_calibrated(args.path, args.output, name, values[chosen], report)
 
 
-def build_risk(scorer: Any, args: argparse.Namespace) -> Any:
-    """Returns what measures the loss that is bounded."""
+def build_risk(scorer: Any, args: argparse.Namespace, subset: str) -> Any:
+    """Returns what measures the loss that is bounded, on a split."""
     from sd_fairseq.study.calibration import NatsRisk, RougeRisk
+    from sd_fairseq.study.path_scorer import load
 
-    return NatsRisk(scorer) if args.risk == "nats" else RougeRisk(scorer, args)
+    reference = None
+    if args.reference:
+        examples = args.examples if subset == args.gen_subset else 0
+        changes = {"path": args.reference, "model_overrides": "{}", "gen_subset": subset, "examples": examples}
+        reference = load(argparse.Namespace(**{**vars(args), **changes}))
+    return NatsRisk(scorer, reference) if args.risk == "nats" else RougeRisk(scorer, args, reference)
 
 
 def figures(one: Any) -> Dict[str, Any]:
@@ -137,6 +145,7 @@ def describe(
         "confidence": args.confidence,
         "test": args.test,
         "subset": args.gen_subset,
+        "against": "the dense path of " + ("the reference" if args.reference else "the same weights"),
         "settings": settings,
     }
 

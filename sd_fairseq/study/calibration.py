@@ -1,4 +1,4 @@
-"""How little a trained policy may run so that its loss against the dense path stays below a bound, with confidence.
+"""How little a trained policy may run so that its loss against a dense path stays below a bound, with confidence.
 
 What is tuned is one number: the budget of a policy that serves a range, or else a shift of every logit that keeps
 (``PolicyNetwork.shift``) from the one that it was trained with. The numbers to choose from are given before any loss is
@@ -63,22 +63,37 @@ def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
 
 
 class NatsRisk:
-    """Mean token NLL on the deployed path minus the dense path's, teacher-forced.
+    """Mean token NLL on the deployed path minus a dense path's, teacher-forced.
 
     Args:
         scorer: of the model and the pairs.
+        reference: of the model whose dense path it is compared with, and the same pairs; None = the same weights.
+
+    Raises:
+        InputError: the reference takes other pairs.
     """
 
     unit = "nats a token"
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, scorer: Scorer, reference: Optional[Scorer] = None):
         self.scorer = scorer
-        self.dense = dense_loss(scorer)
+        self.dense = dense_loss(same_pairs(scorer, reference))
 
     def measure(self) -> Tuple[np.ndarray, float, bool]:
         """Measures the policy as it is set now; see :class:`Measured`."""
         scores, decisions = self.scorer.score_policy()
         return (scores.loss - self.dense).numpy(), float(scores.flops.mean()), are_dense(self.scorer, decisions)
+
+
+def same_pairs(scorer: Scorer, reference: Optional[Scorer]) -> Scorer:
+    """Returns the reference, or the scorer itself where there is none.
+
+    Raises:
+        InputError: it takes other pairs.
+    """
+    if reference is not None and not torch.equal(scorer.source_lengths, reference.source_lengths):
+        raise InputError("--reference takes other lengths, so other pairs would be compared")
+    return reference or scorer
 
 
 class RougeRisk:
@@ -87,27 +102,29 @@ class RougeRisk:
     Args:
         scorer: of the model and the pairs, with the task.
         args: beam, lenpen, max_len_a, max_len_b, no_repeat_ngram_size, post_process.
+        reference: as :class:`NatsRisk`'s.
     """
 
     unit = "ROUGE-L points"
 
-    def __init__(self, scorer: Scorer, args: argparse.Namespace):
+    def __init__(self, scorer: Scorer, args: argparse.Namespace, reference: Optional[Scorer] = None):
         self.scorer, self.task, self.args = scorer, scorer.task, args
         self.references = [text for batch in scorer.batches for text in self._references(batch)]
-        encoder = scorer.model.encoder
-        policy, encoder.policy = encoder.policy, None
+        dense = same_pairs(scorer, reference).model
+        policy, dense.encoder.policy = dense.encoder.policy, None
         try:
-            self.dense = self._rouge()
+            self.dense = self._rouge(dense)
         finally:
-            encoder.policy = policy
+            dense.encoder.policy = policy
 
     def measure(self) -> Tuple[np.ndarray, float, bool]:
         """As :meth:`NatsRisk.measure`; FLOPs are of the references' lengths."""
         scores, decisions = self.scorer.score_policy()
-        return self.dense - self._rouge(), float(scores.flops.mean()), are_dense(self.scorer, decisions)
+        losses = self.dense - self._rouge(self.scorer.model)
+        return losses, float(scores.flops.mean()), are_dense(self.scorer, decisions)
 
-    def _rouge(self) -> np.ndarray:
-        task, models = self.task, [self.scorer.model]
+    def _rouge(self, model: Any) -> np.ndarray:
+        task, models = self.task, [model]
         generator = task.build_generator(models, self.args)
         strip = getattr(generator, "symbols_to_strip_from_output", {generator.eos})
         texts = []
@@ -166,7 +183,7 @@ def choose(
     """
     p_values = []
     for one in measured:
-        if one.dense:
+        if one.dense and not one.losses.any():
             p_values.append(0.0)
         elif test == "hoeffding-bentkus":  # points lost are in -100..100
             p_values.append(TESTS[test]((one.losses / 100 + 1) / 2, (bound / 100 + 1) / 2))

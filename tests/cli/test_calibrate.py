@@ -123,3 +123,15 @@ def test_thirteen_pairs_show_nothing_but_that_the_dense_path_is_dense(pipeline, 
     assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report, subset="valid") == 0
     found = json.loads(report.read_text(encoding="utf-8"))
     assert [one["p"] for one in found["settings"]][-1] == 1.0 and found["flops_generation"] > 0.99
+
+
+def test_the_loss_counts_from_the_references_dense_path(pipeline, mixed, tmp_path):
+    reports = []
+    for more in ([], ["--reference", pipeline.base], ["--reference", mixed]):
+        report = tmp_path / f"{len(reports)}.json"
+        run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report, *more)
+        reports.append(json.loads(report.read_text(encoding="utf-8")))
+    own, base, same = ([one["loss"]["difference"] for one in report["settings"]] for report in reports)
+    moved = {round(one - other, 4) for one, other in zip(own, base)}
+    assert own == pytest.approx(same, abs=1e-6) and len(moved) == 1 and moved != {0.0}
+    assert base[0] != 0 and reports[1]["settings"][0]["p"] > 0  # a dense path of other weights may lose
