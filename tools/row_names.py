@@ -11,6 +11,7 @@ FAMILIES = (
     "dense-plain-loss",
     "dense-trained-on",
     "recommended",
+    "recommended-tracked",
     "any-budget",
     "tolerance",
     "tolerance-unbiased",

@@ -110,7 +110,7 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_track_budget: Optional[ChoiceEnum(["yes", "no"])] = option(  # type: ignore[valid-type]
         None,
         "once the policy is fixed, in --sd-mode budget, a shift of its logits follows what the deployed paths cost, so "
-        "that the budget is met [yes | no]",
+        "that the budget is met; yes by default with --sd-budget-range [no | no]",
     )
     sd_settle_share: float = option(
         0.5,

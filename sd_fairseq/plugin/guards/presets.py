@@ -155,7 +155,8 @@ def criterion_values(preset: str, given: Mapping[str, Any], run: Run) -> Dict[st
             freeze = policy_updates(run) if freeze is None else freeze
             values["sd_policy_freeze_update"] = freeze
             values["sd_policy_warmup_updates"] = 0 if mode == "budget" else freeze
-            values["sd_track_budget"] = "yes" if freeze and mode == "budget" else "no"
+            # of one budget it is met without, and only that has been measured on three seeds
+            values["sd_track_budget"] = "yes" if freeze and run.serves_range else "no"
     values["sd_mode"] = mode
     if given_or(values, given, "sd_distillation"):
         values["sd_teacher"] = teacher_of(given, run)

@@ -49,6 +49,12 @@ def test_the_policy_gets_a_quarter_of_the_updates_and_at_least_300(updates, free
     assert filled(presets.Run(updates)).sd_policy_freeze_update == freeze
 
 
+def test_a_policy_for_a_range_learns_for_twice_as_long_and_keeps_its_budgets():
+    served = filled(presets.Run(4000, serves_range=True))
+    assert served.sd_policy_freeze_update == 2 * filled(presets.Run(4000)).sd_policy_freeze_update
+    assert (served.sd_track_budget, filled().sd_track_budget) == ("yes", "no")
+
+
 def test_a_training_of_unknown_length_is_asked_for_it():
     with pytest.raises(InputError, match="--max-update"):
         filled(presets.Run())
