@@ -20,11 +20,11 @@ from sd_fairseq.whole_files import whole
 DPI = 240  # twice as fine as a screen
 # label -> (rows, colour, where the label stands: row, offset in points)
 SERIES: Dict[str, Tuple[Sequence[str], str, str, Tuple[int, int]]] = {
-    "learned jointly": (
-        ("joint-budget-0.5", "joint-budget-0.6", "joint-budget-0.7"),
+    "learned jointly; at 0.70 the preset": (
+        ("joint-budget-0.5", "joint-budget-0.6", "recommended"),
         "#c8641b",
-        "joint-budget-0.5",
-        (-4, 46),
+        "recommended",
+        (8, 40),
     ),
     "policy first, then the backbone": (
         ("budget-0.5", "budget-0.6", "budget-0.7", "tolerance-0.25"),
