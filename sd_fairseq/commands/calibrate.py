@@ -89,13 +89,14 @@ def work(args: argparse.Namespace) -> None:
     scorer = load(args)
     policy = scorer.model.encoder.policy
     name, values = calibration.tuned_buffer(policy)
-    measured = calibration.measure_all(policy, name, values, build_risk(scorer, args, args.gen_subset))
+    risk = build_risk(scorer, args, args.gen_subset)
+    measured = [calibration.measure_all(policy, name, sequence, risk) for sequence in values]
     chosen, p_values = calibration.choose(measured, args.max_loss, args.confidence, args.test, LARGEST[args.risk])
     report = describe(args, name, measured, p_values, chosen)
     if chosen is not None and args.check_subset:
         other = load(argparse.Namespace(**{**vars(args), "gen_subset": args.check_subset, "examples": 0}))
         (again,) = calibration.measure_all(
-            other.model.encoder.policy, name, [values[chosen]], build_risk(other, args, args.check_subset)
+            other.model.encoder.policy, name, [chosen.value], build_risk(other, args, args.check_subset)
         )
         report["check"] = {"subset": args.check_subset, **figures(again)}
     if args.report:
@@ -105,7 +106,7 @@ def work(args: argparse.Namespace) -> None:
         limit = f"{args.max_loss:g} {UNITS[args.risk]}"
         raise ValueError(f"no {name} is shown to lose at most {limit}: nothing is calibrated")
     if args.output:
-        calibration.write_calibrated(args.path, args.output, name, values[chosen], report)
+        calibration.write_calibrated(args.path, args.output, name, chosen.value, report)
 
 
 def build_risk(scorer: Any, args: argparse.Namespace, subset: str) -> Any:
@@ -132,14 +133,18 @@ def figures(one: Any) -> Dict[str, Any]:
 
 
 def describe(
-    args: argparse.Namespace, name: str, measured: Any, p_values: Any, chosen: Optional[int]
+    args: argparse.Namespace, name: str, measured: Any, p_values: Any, chosen: Optional[Any]
 ) -> Dict[str, Any]:
     """Collects what the report says."""
-    settings = [{name: one.value, **figures(one), "p": p} for one, p in zip(measured, p_values)]
+    settings = [
+        {name: one.value, "sequence": number, **figures(one), "p": p}
+        for number, (sequence, values) in enumerate(zip(measured, p_values), start=1)
+        for one, p in zip(sequence, values)
+    ]
     return {
         "tuned": name,
-        "chosen": None if chosen is None else measured[chosen].value,
-        "flops_generation": None if chosen is None else measured[chosen].flops,
+        "chosen": None if chosen is None else chosen.value,
+        "flops_generation": None if chosen is None else chosen.flops,
         "risk": args.risk,
         "max_loss": args.max_loss,
         "confidence": args.confidence,
@@ -158,10 +163,16 @@ def show(report: Dict[str, Any]) -> None:
 
     name = report["tuned"]
     rows = [
-        (f"{one[name]:.3f}", f"{one['flops_generation']:.3f}", show_value(one["loss"]), f"{one['p']:.2g}")
+        (
+            str(one["sequence"]),
+            f"{one[name]:.3f}",
+            f"{one['flops_generation']:.3f}",
+            show_value(one["loss"]),
+            f"{one['p']:.2g}",
+        )
         for one in report["settings"]
     ]
-    print(tabulate(rows, headers=(name, "FLOPs", f"loss, {UNITS[report['risk']]}", "p"), disable_numparse=True))
+    print(tabulate(rows, headers=("", name, "FLOPs", f"loss, {UNITS[report['risk']]}", "p"), disable_numparse=True))
     if report["chosen"] is not None:
         sure = f"{100 * report['confidence']:g} % confidence"
         limit = f"at most {report['max_loss']:g} {UNITS[report['risk']]} are lost"

@@ -1,8 +1,12 @@
 """How little a trained policy may run so that its loss against a dense path stays below a bound, with confidence.
 
 What is tuned is one number: the budget of a policy that serves a range, or else a shift of every logit that keeps
-(``PolicyNetwork.shift``) from the one that it was trained with. The numbers to choose from are given before any loss is
-seen, from the dearest to the cheapest; :mod:`~sd_fairseq.evaluation.risk_control` says which of them may be used.
+(``PolicyNetwork.shift``) from the one that it was trained with. The numbers to choose from, and their order, are given
+before any loss is seen; :mod:`~sd_fairseq.evaluation.risk_control` says which of them may be used.
+
+Choice: shifts are tested in two sequences, each at half the level. What a model was trained on is its safest setting:
+its own dense path may have been left behind. So one sequence goes from the trained shift to what skips more. Where the
+backbone stood still the dense path is the safest, and the other one goes from there down to the trained shift.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from sd_fairseq.user_files import open_input
 from sd_fairseq.whole_files import write_with
 
 # added to the trained shift
-SHIFTS = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -4.0)
+SHIFTS = ((0.0, -0.25, -0.5, -0.75, -1.0, -1.5, -2.0, -4.0), (16.0, 4.0, 2.0, 1.0, 0.5, 0.25))
 BUDGETS = 13  # candidates of a range
 
 
@@ -47,8 +51,8 @@ class Measured(NamedTuple):
     dense: bool = False
 
 
-def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
-    """Returns which of a policy's numbers is tuned, and what it may be, from the dearest to the cheapest.
+def tuned_buffer(policy: Any) -> Tuple[str, List[List[float]]]:
+    """Returns which of a policy's numbers is tuned, and what it may be: sequences, each from safe to cheap.
 
     Raises:
         InputError: nothing that could be tuned.
@@ -57,9 +61,9 @@ def tuned_buffer(policy: Any) -> Tuple[str, List[float]]:
         kind = "no policy" if policy is None else f"a {type(policy).__name__}"
         raise InputError(f"sd-calibrate tunes a trained policy network (--sd-policy network), found {kind}")
     if policy.budgets is None:
-        return "shift", [float(policy.shift) + shift for shift in SHIFTS]
+        return "shift", [[float(policy.shift) + shift for shift in sequence] for sequence in SHIFTS]
     low, high = policy.budgets
-    return "budget", [high + (low - high) * place / (BUDGETS - 1) for place in range(BUDGETS)]
+    return "budget", [[high + (low - high) * place / (BUDGETS - 1) for place in range(BUDGETS)]]
 
 
 class NatsRisk:
@@ -170,26 +174,35 @@ def measure_all(policy: PolicyNetwork, name: str, values: Sequence[float], risk:
 
 
 def choose(
-    measured: Sequence[Measured], bound: float, confidence: float, test: str, largest: Optional[float] = None
-) -> Tuple[Optional[int], List[float]]:
-    """Returns the place of the setting to use, None = none keeps the bound, and all p-values.
+    sequences: Sequence[Sequence[Measured]],
+    bound: float,
+    confidence: float,
+    test: str,
+    largest: Optional[float] = None,
+) -> Tuple[Optional[Measured], List[List[float]]]:
+    """Returns the cheapest setting that keeps the bound, None = none does, and all p-values.
 
     Args:
-        measured: from the dearest to the cheapest setting.
+        sequences: settings from safe to cheap; the level is shared out between them.
         bound: largest mean loss, in the losses' units.
         confidence: in (0, 1).
         test: a key of :data:`~sd_fairseq.evaluation.risk_control.TESTS`.
         largest: that a loss can be; None = not known.
     """
-    p_values = []
-    for one in measured:
-        if one.dense and not one.losses.any():
-            p_values.append(0.0)
-        elif test == "hoeffding-bentkus":  # points lost are in -100..100
-            p_values.append(TESTS[test]((one.losses / 100 + 1) / 2, (bound / 100 + 1) / 2))
-        else:
-            p_values.append(TESTS[test](one.losses, bound, largest))
-    return last_that_passes(p_values, confidence), p_values
+    p_values = [[p_value(one, bound, test, largest) for one in sequence] for sequence in sequences]
+    level = (1 - confidence) / len(sequences)
+    passed = [last_that_passes(values, 1 - level) for values in p_values]
+    found = [sequence[place] for sequence, place in zip(sequences, passed) if place is not None]
+    return min(found, key=lambda one: one.flops, default=None), p_values
+
+
+def p_value(one: Measured, bound: float, test: str, largest: Optional[float]) -> float:
+    """Returns the p-value of "this setting loses the bound or more"; see :func:`choose`."""
+    if one.dense and not one.losses.any():
+        return 0.0
+    if test == "hoeffding-bentkus":  # points lost are in -100..100
+        return TESTS[test]((one.losses / 100 + 1) / 2, (bound / 100 + 1) / 2)
+    return TESTS[test](one.losses, bound, largest)
 
 
 def write_calibrated(path: str, output: str, name: str, value: float, report: Dict[str, Any]) -> None:

@@ -63,3 +63,17 @@ def test_hoeffding_bentkus_is_valid_for_few_pairs_where_students_t_is_not():
     assert np.mean(refused) <= 0.05
     with pytest.raises(ValueError, match=r"not in 0\.\.1"):
         hoeffding_bentkus(np.array([0.5, 1.5]), 0.1)
+
+
+def test_two_sequences_share_the_level():
+    """Both see nothing but settings that break the bound: together they use one no more often than one alone may."""
+    pytest.importorskip("fairseq")
+    from sd_fairseq.study.calibration import Measured, choose
+
+    generator, used = np.random.default_rng(11), 0
+    for _ in range(1000):
+        drawn = [[Measured(0.0, generator.normal(BOUND, 1, 100), 0.5 + number)] for number in range(2)]
+        used += choose(drawn, BOUND, CONFIDENCE, "t")[0] is not None
+    assert used / 1000 <= 0.05 + 3 * (0.05 * 0.95 / 1000) ** 0.5
+    safe = [[Measured(float(value), generator.normal(-1, 1, 100), value)] for value in (0.7, 0.5)]
+    assert choose(safe, BOUND, CONFIDENCE, "t")[0].flops == 0.5
