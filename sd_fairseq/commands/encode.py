@@ -25,13 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> None:
     """Encodes line by line."""
     from sd_fairseq.plugin.text.tokenizer import SDTokenizer, SDTokenizerConfig
-    from sd_fairseq.whole_files import check_places, whole
+    from sd_fairseq.user_files import numbered_lines
+    from sd_fairseq.whole_files import check_places, write_text
 
     check_places([args.output], [args.input, args.tokenizer])
     tokenizer = SDTokenizer(SDTokenizerConfig(sd_tokenizer=args.tokenizer, sd_line_ends=args.line_ends))
-    with open(args.input, encoding="utf-8") as lines, whole(args.output) as part:
-        with open(part, "w", encoding="utf-8") as output:
-            output.writelines(tokenizer.encode(line.rstrip("\r\n")) + "\n" for line in lines)
+    lines = (line.rstrip("\r\n") for _, line in numbered_lines(args.input))
+    write_text(args.output, "".join(tokenizer.encode(line) + "\n" for line in lines))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -96,6 +96,7 @@ COMMANDS = {  # of a checkpoint; what else they need
     "search_paths": "{data} --path {path}",
     "measure_noise": "{data} --path {path}",
     "fit": "{data} --path {path} --flops 0.7",
+    "calibrate": "{data} --path {path} --max-loss 0.1",
 }
 
 
@@ -150,6 +151,7 @@ WITHOUT_A_MODEL = {
     "rouge": "{table} {trace}",
     "report": "--add x {trace} {table}",
     "squad_score": "{questions} {trace}",
+    "encode": "{trace} {table} {out}",
     "options": "",
 }
 OUTPUTS = {
@@ -162,6 +164,9 @@ OUTPUTS = {
     "explain_paths": ["--output", "--plot"],
     "rouge": ["-s"],
     "export": [""],
+    "encode": [""],
+    "calibrate": ["--output", "--report"],
+    "import_weights": [],  # writes into a folder
     "report": [],  # its files' names are its own: see below
     "match_random": [],
     "squad_score": [],

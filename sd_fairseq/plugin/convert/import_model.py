@@ -19,6 +19,8 @@ from sd_fairseq.plugin.convert.plain_checkpoint import plain_checkpoint, plain_o
 from sd_fairseq.plugin.convert.weights import gguf, huggingface, llama, llama_gguf, onnx, t5
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.text.identity_dictionary import IdentityDictionary
+from sd_fairseq.user_files import open_input
+from sd_fairseq.whole_files import write_with
 
 FAMILIES: Dict[str, Any] = {"t5": t5, "mt5": t5, "llama": llama}  # by Hugging Face's model_type
 EMBEDDING = "decoder.embed_tokens.weight"
@@ -111,8 +113,8 @@ def read_tokenizer(folder: str) -> Optional[Tuple[str, bytes]]:
     for name in TOKENIZERS:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
-            with open(path, "rb") as file:
-                return name, file.read()
+            with open_input(path) as stream:
+                return name, stream.read()
     return None
 
 
@@ -171,8 +173,7 @@ def import_model(folder: str, output: str) -> List[str]:
     lines = [f"{output}/model.pt: {about}"]
     if source.tokenizer is not None:
         name, content = source.tokenizer
-        with open(os.path.join(output, name), "wb") as file:
-            file.write(content)
+        write_with(os.path.join(output, name), lambda stream: stream.write(content))
         lines.append(f"{output}/{name}: for --bpe sd_tokenizer --sd-tokenizer")
     else:
         lines.append(f"no tokenizer in {folder} (looked for {', '.join(TOKENIZERS)})")

@@ -12,6 +12,7 @@ from typing import Dict, Sequence
 from fairseq.data import Dictionary
 
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.user_files import numbered_lines, open_input
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 PARTS = (PAD, EOS, UNK)
@@ -51,12 +52,13 @@ class IdentityDictionary(Dictionary):
             InputError: a line that is no symbol of this kind, naming it.
         """
         symbols = []
-        with open(f, encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                symbol = line.split(" ")[0].strip()
-                if symbol not in PARTS and symbol != str(number):
-                    raise InputError(f"{f}: line {number + 1} is {symbol!r}, expected {number} or one of {PARTS}")
-                symbols.append(symbol)
+        for number, line in numbered_lines(f):
+            symbol = line.split(" ")[0].strip()
+            if not symbol:
+                continue
+            if symbol not in PARTS and symbol != str(len(symbols)):
+                raise InputError(f"{f}: line {number} is {symbol!r}, expected {len(symbols)} or one of {PARTS}")
+            symbols.append(symbol)
         if PAD not in symbols or EOS not in symbols:
             raise InputError(f"{f}: a dictionary of token ids has lines {PAD} and {EOS}")
         return cls(symbols)
@@ -66,5 +68,5 @@ def is_identity(path: str) -> bool:
     """Tells whether a ``dict.txt`` lists fairseq's own symbols, which only this kind does."""
     if not os.path.isfile(path):
         return False
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        return any(line.startswith((PAD + " ", EOS + " ")) for line in lines)
+    with open_input(path) as lines:
+        return any(line.startswith((PAD.encode() + b" ", EOS.encode() + b" ")) for line in lines)

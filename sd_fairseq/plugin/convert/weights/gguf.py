@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.user_files import open_input
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -77,7 +78,7 @@ def read_gguf(path: str) -> GGUF:
         InputError: truncated, not of this kind, or with weights in a format that is not known here.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             if file.read(4) != b"GGUF":
                 raise ValueError("it does not begin with GGUF")
             version, tensors, entries = (read_number(file, kind) for kind in "IQQ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from typing import Any, Dict, List
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sd_fairseq.plugin.convert.weights.safetensors import read_safetensors
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.user_files import read_json_object
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -23,16 +23,9 @@ def read_config(folder: str) -> Dict[str, Any]:
         InputError: no such file, or no JSON object.
     """
     path = os.path.join(folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as text:
-            config = json.load(text)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no config.json") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: found a JSON {type(config).__name__}, expected an object")
-    return config
+    if not os.path.isfile(path):
+        raise InputError(f"{folder}: no config.json")
+    return read_json_object(path)
 
 
 def read_weights(folder: str) -> Dict[str, Tensor]:
@@ -58,8 +51,10 @@ def weight_files(folder: str) -> List[str]:
         if os.path.isfile(path):
             return [path]
         if os.path.isfile(path + ".index.json"):
-            with open(path + ".index.json", encoding="utf-8") as text:
-                parts = sorted(set(json.load(text)["weight_map"].values()))
+            places = read_json_object(path + ".index.json").get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+                raise InputError(f"{path}.index.json: no 'weight_map' of weights and files")
+            parts = sorted(set(places.values()))
             missing = [part for part in parts if not os.path.isfile(os.path.join(folder, part))]
             if missing:
                 raise InputError(f"{path}.index.json: names {missing[0]}, which is not there")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.user_files import open_input
 
 TYPES = {
     "F64": torch.float64,
@@ -30,7 +31,7 @@ def read_safetensors(path: str) -> Dict[str, Tensor]:
         InputError: truncated, or not of this kind.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             size = int.from_bytes(file.read(8), "little")
             if size > os.path.getsize(path):
                 raise ValueError("its table is longer than the file")
@@ -38,6 +39,8 @@ def read_safetensors(path: str) -> Dict[str, Tensor]:
             values = bytearray(file.read())
         table.pop("__metadata__", None)
         return {name: _tensor(values, entry) for name, entry in table.items()}
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
 
