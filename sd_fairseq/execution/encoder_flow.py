@@ -120,20 +120,14 @@ class EncoderFlow:
         x = self.finish(x)
         if decision_log is not None:
             decision_log.append(decider.decisions())
+        lengths = (~padding_mask).sum(dim=1, dtype=torch.int32).reshape(-1, 1).contiguous()  # [B, 1]
         return {
             "encoder_out": [x],  # [S', B, C]
             "encoder_padding_mask": [kept_mask],  # [B, S']
             "encoder_embedding": [encoder_embedding],  # [B, S, C]
-            "encoder_states": states,
-            "fc_results": [],
-            "src_tokens": [],
-            "src_lengths": [(~padding_mask).sum(dim=1, dtype=torch.int32).reshape(-1, 1).contiguous()],  # [B, 1]
-            "decisions": [decider.decisions()],
-            "policy_states": decider.states,
-            "kept_positions": kept_positions,
-            "source_length": [src_tokens.size(1)],
-            "gates": [] if decider.gates is None else [decider.gates],
-            "switch_gates": [] if decider.switch_gates is None else [decider.switch_gates],
+            **{"encoder_states": states, "fc_results": [], "src_tokens": [], "src_lengths": [lengths]},
+            **{"kept_positions": kept_positions, "source_length": [src_tokens.size(1)]},
+            **describe_decisions(decider),
             **self.more_outputs(source, first, tokens, rows),
         }
 
@@ -188,3 +182,13 @@ class EncoderFlow:
             reordered[key] = [value.index_select(1, new_order) for value in encoder_out[key]]
         reordered["decisions"] = [value.index_select(new_order) for value in encoder_out["decisions"]]
         return reordered
+
+
+def describe_decisions(decider: Decider) -> Dict[str, list]:
+    """Returns an encoder output's entries about what was decided."""
+    return {
+        "decisions": [decider.decisions()],
+        "policy_states": decider.states,
+        "gates": [] if decider.gates is None else [decider.gates],
+        "switch_gates": [] if decider.switch_gates is None else [decider.switch_gates],
+    }
