@@ -96,7 +96,7 @@ COMMANDS = {  # of a checkpoint; what else they need
     "search_paths": "{data} --path {path}",
     "measure_noise": "{data} --path {path}",
     "fit": "{data} --path {path} --flops 0.7",
-    "calibrate": "{data} --path {path} --max-loss 0.1",
+    "calibrate": "{data} --path {path} --gen-subset valid --max-loss 0.1",
 }
 
 
