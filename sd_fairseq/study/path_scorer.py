@@ -180,7 +180,7 @@ def load_model(args: Any) -> Tuple[Any, Any]:
         InputError: an unreadable checkpoint, or a folder without dictionaries.
     """
     check_checkpoint(args.path, "--path")
-    check_dictionaries(args.data.split(os.pathsep)[0])
+    check_dictionaries(os.fspath(args.data).split(os.pathsep)[0])
     overrides = overrides_for(args.path, args.model_overrides, args.data)
     with loading(args.path, "--path"):
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides=overrides)
