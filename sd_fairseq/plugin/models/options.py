@@ -28,7 +28,6 @@ DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_policy_hidden_size": 0,
     "sd_policy_input": "state",
     "sd_budget_range": "",
-    "sd_served_budget": None,  # of a generation; here so that an override of a hydra-trained checkpoint finds it
     "sd_initial_path": "",
     "sd_random_keep": 0.7,
     "sd_random_seed": 1,
@@ -109,6 +108,8 @@ def fill_defaults(args: Any) -> None:
     for name, value in {**DEFAULTS, **MODEL_VALUES[preset]}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
+    if not hasattr(args, "sd_served_budget"):  # of a generation; so that an override of a hydra-trained checkpoint finds it
+        args.sd_served_budget = None
 
 
 def decision_space(args: Any, tied: bool = False) -> DecisionSpace:

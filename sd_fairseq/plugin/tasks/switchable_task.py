@@ -94,9 +94,10 @@ class SwitchableTaskMixin:
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion, its preset filled in, and remembers the one that has a policy to update."""
         if getattr(cfg, "_name", getattr(cfg, "criterion", None)) == "sd_policy_criterion":
-            if getattr(cfg, "sd_teacher", None) not in (None, SELF_TEACHER):
-                check_teacher(cfg.sd_teacher, self.source_dictionary)  # type: ignore[attr-defined]
+            teacher = getattr(cfg, "sd_teacher", None)
             filled = fill_criterion(cfg, self.run_options)
+            if teacher not in (None, SELF_TEACHER) and cfg.sd_distillation:
+                check_teacher(teacher, self.source_dictionary)  # type: ignore[attr-defined]
             if filled:
                 preset = getattr(cfg, "sd_preset", None) or PRESETS[0]
                 logger.info("preset %s: %s", preset, ", ".join([*self.model_values, *filled]))
