@@ -108,7 +108,7 @@ def fill_defaults(args: Any) -> None:
     for name, value in {**DEFAULTS, **MODEL_VALUES[preset]}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
-    if not hasattr(args, "sd_served_budget"):  # of a generation; so that an override of a hydra-trained checkpoint finds it
+    if not hasattr(args, "sd_served_budget"):  # so that an override of a hydra-trained checkpoint finds it
         args.sd_served_budget = None
 
 
