@@ -19,7 +19,7 @@ from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
-from sd_fairseq.plugin.models.conversion import overrides_for
+from sd_fairseq.plugin.models.conversion import overrides_for, read_overrides
 
 Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
 
@@ -180,6 +180,7 @@ def load_model(args: Any) -> Tuple[Any, Any]:
         InputError: an unreadable checkpoint, or a folder without dictionaries.
     """
     check_checkpoint(args.path, "--path")
+    read_overrides(args.model_overrides)
     check_dictionaries(os.fspath(args.data).split(os.pathsep)[0])
     overrides = overrides_for(args.path, args.model_overrides, args.data)
     with loading(args.path, "--path"):
