@@ -105,6 +105,7 @@ def test_packed_weights_go_with_their_model():
 
     from sd_fairseq.plugin.generation.fast_weights import PACKED, Precision, packed_weights
 
+    gc.collect()  # models of other tests
     before, model = len(PACKED), build_model()
     assert packed_weights(model, Precision(torch.float32)) is packed_weights(model, Precision(torch.float32))
     assert len(PACKED) == before + 1
