@@ -20,6 +20,7 @@ follows the rule's direction coordinate by coordinate: the barrier is met on ave
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Optional
 
 import torch
@@ -39,6 +40,8 @@ class MultiplierRule:
         floor, ceiling: limits of the multiplier; the floor does not hold where FLOPs are the constraint: it would go
             on pushing them down below the budget.
         fixed_weight: weight of FLOPs against quality in mode ``fixed`` (Table 8: 0.2, 1.0, 1.5).
+        confidence: with which the constraint is to be kept, in [0.5, 1): the violation is taken to be this quantile of
+            what it may be, given how its measurements scatter; 0.5 = their average.
     """
 
     mode: str = "constrained"
@@ -47,6 +50,7 @@ class MultiplierRule:
     floor: float = 0.0
     ceiling: float = 20.0
     fixed_weight: float = 1.0
+    confidence: float = 0.5
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -57,11 +61,18 @@ class MultiplierRule:
             raise ValueError(
                 f"alpha {self.alpha}, beta {self.beta} and fixed weight {self.fixed_weight} must all be positive"
             )
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence {self.confidence} is not in [0.5, 1)")
 
     @property
     def constrains_flops(self) -> bool:
         """True where FLOPs are the constraint and quality the objective."""
         return self.mode in ("budget", "as-printed")
+
+    @property
+    def standard_errors(self) -> float:
+        """How many of them lie between the violation's average and the quantile that is to be kept."""
+        return 0.0 if self.constrains_flops else NormalDist().inv_cdf(self.confidence)
 
 
 LEAST_SHARE = 0.01  # of the naive square, below which an estimated one is taken for noise

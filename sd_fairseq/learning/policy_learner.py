@@ -24,6 +24,7 @@ from sd_fairseq.learning.lexicographic import (
 )
 
 PRODUCTS_DECAY = 0.9  # of the moving averages of the multiplier's products
+VARIANCE_DECAY = 0.95  # of the moving average of the violation's variance
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class PolicyLearner(Float32Module):
     multiplier: Tensor
     violation: Tensor
     violation_updates: Tensor
+    violation_variance: Tensor
     products: Tensor
     products_updates: Tensor
 
@@ -108,6 +110,7 @@ class PolicyLearner(Float32Module):
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("violation", torch.zeros(()))
         self.register_buffer("violation_updates", torch.zeros(()))
+        self.register_buffer("violation_variance", torch.zeros(()))
         self.register_buffer("products", torch.zeros(5))
         self.register_buffer("products_updates", torch.zeros(()))
 
@@ -126,7 +129,7 @@ class PolicyLearner(Float32Module):
             sums: over the whole effective batch (every worker, every micro-batch).
             rule: how lambda is found.
             learning_rate: of the policy.
-            smoothing: decay of the violation's exponential moving average.
+            smoothing: decay of the violation's exponential moving average, and of its variance's.
 
         Returns:
             Figures to log: multiplier, violation, gradient norms and their cosine.
@@ -147,13 +150,14 @@ class PolicyLearner(Float32Module):
             fresh = None
         # of the updates before: a multiplier must not share its noise with the gradient that it multiplies
         products = averaged_products(self.products) if float(self.products_updates) > 0 else None
-        multiplier = find_multiplier(rule, quality, flops, self.violation, products)
+        violation = self.violation + rule.standard_errors * self._standard_error(smoothing)
+        multiplier = find_multiplier(rule, quality, flops, violation, products)
         if fresh is not None:
             self._average_products(fresh)
         self.multiplier.copy_(multiplier)
         # no sampled path was another than the mode: nothing is known of quality, so a broken constraint lets FLOPs be
         blind = not rule.constrains_flops and rule.mode != "fixed" and not bool(quality.any())
-        if not (blind and float(self.violation) > 0):
+        if not (blind and float(violation) > 0):
             self._adam_step(parameters, update_direction(rule, multiplier, quality, flops), learning_rate)
         norms = quality.norm() * flops.norm()
         return {
@@ -165,9 +169,20 @@ class PolicyLearner(Float32Module):
         }
 
     def _smooth_violation(self, fresh: Tensor, smoothing: float) -> None:
-        decay = 0.0 if float(self.violation_updates) == 0 else smoothing
+        first = float(self.violation_updates) == 0
+        decay = 0.0 if first else smoothing
+        surprise = torch.zeros_like(fresh) if first else fresh - self.violation
         self.violation.mul_(decay).add_(fresh, alpha=1 - decay)
+        # a measurement differs from the average before it by both their errors
+        scatter = surprise.square() * (1 + smoothing) / 2
+        self.violation_variance.mul_(VARIANCE_DECAY).add_(scatter, alpha=1 - VARIANCE_DECAY)
         self.violation_updates.add_(1)
+
+    def _standard_error(self, smoothing: float) -> Tensor:
+        """Returns that of the violation's moving average, from how its measurements scatter."""
+        seen = 1 - VARIANCE_DECAY ** (float(self.violation_updates) - 1)
+        variance = self.violation_variance / max(seen, 1e-9)
+        return (variance * (1 - smoothing) / (1 + smoothing)).sqrt()
 
     def _average_products(self, fresh: Tensor) -> None:
         decay = 0.0 if float(self.products_updates) == 0 else PRODUCTS_DECAY

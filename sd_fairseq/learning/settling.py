@@ -4,6 +4,8 @@ Section 3.3 says nothing about it. Choice: what is deployed is the mode path, wh
 are samples close to it. A policy that is frozen while the two differ misses its constraint: a budget is met by the
 samples and missed by the mode. So in the last updates the temperature falls first, until the constraint is measured on
 the mode path itself, then the steps become so small that the policy stops crossing the constraint to and fro.
+A bound on quality is seen through noise, and what the falling temperature uncovers takes updates to work off: there
+the steps keep their size until the temperature has fallen.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ class Settling:
     Args:
         freeze_update: update from which the policy is fixed; 0 = never, and it never settles.
         share: last share of the updates before it, in [0, 1]; 0 = none.
+        rate_waits: the learning rate falls in the second half of them only.
     """
 
     freeze_update: int
     share: float
+    rate_waits: bool = False
 
     def progress(self, update: int) -> float:
         """Returns 0 before the policy begins to settle, 1 when it is frozen, and a straight line between."""
@@ -32,7 +36,8 @@ class Settling:
 
     def learning_rate_factor(self, update: int) -> float:
         """Returns the factor of the policy's learning rate: from 1 to 0."""
-        return 1.0 - self.progress(update)
+        left = 1.0 - self.progress(update)
+        return min(1.0, 2.0 * left) if self.rate_waits else left
 
     def temperature_factor(self, update: int) -> float:
         """Returns the factor of the constraint's temperature: from 1 to 0, where it is half-way to the end."""

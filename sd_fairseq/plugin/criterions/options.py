@@ -65,6 +65,11 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     sd_constraint_interval: Optional[int] = option(
         None, "updates between two measurements of the constraint [4, 1 | 4]"
     )
+    sd_constraint_confidence: Optional[float] = option(
+        None,
+        "confidence that the bound on the loss is kept, in [0.5, 1): the violation counts as this quantile of what it "
+        "may be, and the learning rate falls later; 0.5 = its average, as in the paper [0.95 | 0.5]",
+    )
     sd_violation_smoothing: Optional[float] = option(
         None, "decay of the violation's moving average, in [0, 1); in --sd-mode budget 0 [0, 0.8 | 0.9]"
     )
@@ -134,6 +139,7 @@ def multiplier_rule(cfg: SDPolicyCriterionConfig) -> MultiplierRule:
             floor=cfg.sd_multiplier_floor,
             ceiling=cfg.sd_multiplier_ceiling,
             fixed_weight=cfg.sd_fixed_weight,
+            confidence=cfg.sd_constraint_confidence,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

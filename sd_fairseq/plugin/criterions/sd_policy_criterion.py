@@ -79,7 +79,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             samples=cfg.sd_samples,
             halves=str(cfg.sd_multiplier_norm) == "unbiased" and self.divides_by_an_estimate(cfg),
         )
-        self.settling = Settling(cfg.sd_policy_freeze_update, cfg.sd_settle_share)
+        waits = self.rule.standard_errors > 0
+        self.settling = Settling(cfg.sd_policy_freeze_update, cfg.sd_settle_share, waits)
         self.distiller = Distiller(cfg.sd_distillation, cfg.sd_teacher, task) if cfg.sd_distillation else None
         self.update = 0
         self.learns_policy = False

@@ -31,6 +31,7 @@ _PAPER = {
     "sd_policy_lr": 2e-4,
     "sd_constraint_temperature": 0.5,
     "sd_constraint_interval": 4,
+    "sd_constraint_confidence": 0.5,
     "sd_estimator": "score-function",
     "sd_distillation": 0.0,
     "sd_policy_warmup_updates": 0,
@@ -45,7 +46,12 @@ _RECOMMENDED = {
 }
 _BUDGET = {"sd_multiplier_ceiling": 12.0}
 # of a small batch the violation of a loss is mostly noise: slow down what answers to it
-_CONSTRAINED = {"sd_alpha": 5.0, "sd_multiplier_ceiling": 3.0, "sd_constraint_interval": 1}
+_CONSTRAINED = {
+    "sd_alpha": 5.0,
+    "sd_multiplier_ceiling": 3.0,
+    "sd_constraint_interval": 1,
+    "sd_constraint_confidence": 0.95,
+}
 _DISTILLATION = 0.9
 MODEL_VALUES = {
     "recommended": {"sd_space": "encoder,decoder", "sd_initial_keep": 0.85},
@@ -65,6 +71,7 @@ _MODES_OF = {
     "sd_multiplier_ceiling": ("constrained", "lexicographic", "barrier", "budget", "as-printed"),
     "sd_constraint_interval": ("constrained", "lexicographic", "barrier", "as-printed"),
     "sd_constraint_temperature": ("constrained", "lexicographic", "barrier", "budget", "as-printed"),
+    "sd_constraint_confidence": ("constrained", "barrier"),
     "sd_violation_smoothing": ("constrained", "barrier", "budget", "as-printed"),
 }
 # option -> the option that it belongs to, and that one's values
