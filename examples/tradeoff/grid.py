@@ -16,6 +16,7 @@ from recipe import (
     RecipeError,
     Row,
     Settings,
+    as_flops,
     constraint_command,
     fit_command,
     generate_command,
@@ -175,7 +176,7 @@ class Grid:
             if name == "keep":
                 values[inside] = self.match_random(match, seed)
             elif name == "static-path":
-                values[inside] = self.find_path(self.measure_flops(match, seed))
+                values[inside] = self.find_path(as_flops(match) or self.measure_flops(match, seed))
             elif name == "start-path":
                 values[inside] = self.find_path(self.options.start_flops, row.parts(self.settings.policy))
             elif name == "fitted":
@@ -198,14 +199,16 @@ class Grid:
         return place + ".pt"
 
     def match_random(self, name: str, seed: int) -> str:
-        """Returns the keep-probability at which random decisions cost what a row's do on valid."""
+        """Returns the keep-probability at which random decisions cost what a row's do on valid, or a given share."""
+        flops, name = ([], name) if as_flops(name) is None else (["--flops", name], "dense")
         self.generate(name, seed, TUNED_ON)
         folder = "$OUT/{}-{}".format(name, seed)
         command = ["python", "-m", "sd_fairseq.commands.match_random", "$DATA"]
-        command += ["--path", folder + "/checkpoint_last.pt"]
-        command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON)]
-        output = self.resolve(folder + "/keep.txt")
-        self.commands[output] = render(command, folder + "/keep.txt")
+        command += ["--path", folder + "/checkpoint_last.pt" if self.rows[name].weights != BASE else "$BASE"]
+        command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON), *flops]
+        place = "{}/{}.txt".format(folder, "-".join(["keep", *flops[1:]]))
+        output = self.resolve(place)
+        self.commands[output] = render(command, place)
         with locked(self.folder(name, seed)):
             if not os.path.exists(output):
                 self.run(command, self.resolve(folder + "/keep.log"), output)

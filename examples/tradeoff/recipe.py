@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from row_names import row_order
 
@@ -163,7 +163,7 @@ def read_rows(path: str) -> Dict[str, Row]:
                 if row.name in rows:
                     raise ValueError("row {!r} stands twice".format(row.name))
                 for kind, match in row.placeholders().values():
-                    if kind != FITTED and match and (match not in rows or rows[match].weights):
+                    if kind != FITTED and as_flops(match) is None and (match not in rows or rows[match].weights):
                         raise ValueError("FLOPs of {!r}, which is no trained row above".format(match))
                 if row.weights not in ("", BASE) and (row.weights not in rows or rows[row.weights].weights):
                     raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
@@ -191,7 +191,7 @@ def parse_row(line: str) -> Row:
 
 
 def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
-    """Finds the {names}, {names:ROW} and {fitted:FLOPs} in a text: what the braces hold -> name, and the rest or "".
+    """Finds the {names}, {names:ROW} and {names:FLOPs} in a text: what the braces hold -> name, and the rest or "".
 
     Raises:
         ValueError: an unknown one.
@@ -206,6 +206,14 @@ def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
             raise ValueError("{{{}}} is none of {}".format(inside, known))
         found[inside] = name, row or MATCHED.get(name, "")
     return found
+
+
+def as_flops(match: str) -> Optional[float]:
+    """Returns what a placeholder aims at, where that is a number (a share of the dense FLOPs) and no row; else None.
+
+    A placeholder without either aims at nothing: 0.
+    """
+    return float(match or 0) if re.fullmatch(r"(0?\.\d+)?", match) else None
 
 
 def size_options(model: Any, task: Any) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:

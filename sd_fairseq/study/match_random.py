@@ -5,7 +5,7 @@ It is the NUMBER of ``--model-overrides "{'sd_policy': 'random', 'sd_random_keep
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any, List, Optional
 
 import torch
 from fairseq import checkpoint_utils
@@ -20,16 +20,22 @@ from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 
 
-def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: List[TraceRecord]) -> float:
-    """Returns the keep-probability whose expected relative FLOPs equal the records' mean.
+def matching_keep_probability(
+    space: DecisionSpace, shape: ModelShape, records: List[TraceRecord], flops: Optional[float] = None
+) -> float:
+    """Returns the keep-probability whose expected relative FLOPs equal the records' mean, or those that are given.
 
     Args:
         space, shape: of the model; random decisions run no policy network.
-        records: the learned policy's trace.
+        records: the learned policy's trace; of any policy where ``flops`` are given: its lengths count.
+        flops: mean relative FLOPs to match; None = the records'.
 
     Raises:
-        InputError: a trace of a model of another depth, or a mean that no keep-probability reaches.
+        InputError: ``flops`` that are no share, a trace of a model of another depth, or a mean that no
+            keep-probability reaches.
     """
+    if flops is not None and not 0 < flops < 1:
+        raise InputError(f"--flops {flops} is not between 0 and 1")
     depths = space.encoder_layers, space.decoder_layers
     for record in records:
         found = len(record.encoder_ffn), len(record.decoder_ffn)
@@ -38,7 +44,7 @@ def matching_keep_probability(space: DecisionSpace, shape: ModelShape, records: 
                 f"example {record.id} of the trace is of a model of {found[0]} + {found[1]} layers, the checkpoint has "
                 f"{depths[0]} + {depths[1]}"
             )
-    target = sum(record.relative_flops_generation for record in records) / len(records)
+    target = sum(record.relative_flops_generation for record in records) / len(records) if flops is None else flops
     lengths = Lengths(
         torch.tensor([record.source_tokens for record in records]),
         torch.tensor([record.decoder_steps for record in records]),

@@ -71,7 +71,7 @@ def test_every_row_is_one_of_the_tables_and_its_options_are_real(tools):
     path = "encoder_attention=110,token_strategy=last:20"
     values = {"keep": "0.7", "seed": "2", "static-path": path, "start-path": path}
     values.update(
-        {"keep:recommended": "0.6", "static-path:recommended": path, "fitted:0.78": "f.pt", "fitted:0.7": "f.pt"}
+        {"keep:0.703": "0.6", "static-path:0.703": path, "fitted:0.78": "f.pt", "fitted:0.7": "f.pt"}
     )
     shared = {}
     for name, row in rows.items():
