@@ -5,6 +5,7 @@ Each row and seed has a folder of weights, logs, texts and traces; each step the
 
 import argparse
 import glob
+import json
 import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -200,13 +201,16 @@ class Grid:
 
     def match_random(self, name: str, seed: int) -> str:
         """Returns the keep-probability at which random decisions cost what a row's do on valid, or a given share."""
-        flops, name = ([], name) if as_flops(name) is None else (["--flops", name], "dense")
+        flops: List[str] = []
+        if as_flops(name) is not None:
+            space = json.dumps({"sd_space": self.settings.space})
+            flops, name = ["--flops", name, "--model-overrides", space], "dense"
         self.generate(name, seed, TUNED_ON)
         folder = "$OUT/{}-{}".format(name, seed)
         command = ["python", "-m", "sd_fairseq.commands.match_random", "$DATA"]
         command += ["--path", folder + "/checkpoint_last.pt" if self.rows[name].weights != BASE else "$BASE"]
         command += ["--trace", "{}/{}.trace.jsonl".format(folder, TUNED_ON), *flops]
-        place = "{}/{}.txt".format(folder, "-".join(["keep", *flops[1:]]))
+        place = "{}/{}.txt".format(folder, "-".join(["keep", *flops[1:2]]))
         output = self.resolve(place)
         self.commands[output] = render(command, place)
         with locked(self.folder(name, seed)):

@@ -143,6 +143,11 @@ class Settings:
     size: Tuple[str, ...]
     length: Tuple[str, ...]
 
+    @property
+    def space(self) -> str:
+        """The decision space of the rows that name none."""
+        return last_value((*POLICY, *self.policy), "--sd-space")
+
 
 def read_rows(path: str) -> Dict[str, Row]:
     """Reads rows.tsv.
@@ -262,7 +267,7 @@ def search_command(settings: Settings, output: str, examples: int, lowest: float
         lowest: relative FLOPs at which it ends.
         sample: how they are chosen, see path_search.
     """
-    overrides = json.dumps({"sd_space": last_value((*POLICY, *settings.policy), "--sd-space")})
+    overrides = json.dumps({"sd_space": settings.space})
     command = ["python", "-m", "sd_fairseq.commands.search_paths", "$DATA", "--path", "$BASE"]
     command += ["--model-overrides", overrides, "--gen-subset", "train", "--examples", str(examples)]
     command += ["--sample", sample]

@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", help="binarised data folder (for the dictionaries)")
     parser.add_argument("--path", required=True, help="checkpoint of the switchable model")
     parser.add_argument("--trace", required=True, help="decision trace of its generation")
+    parser.add_argument("--model-overrides", default="{}", help='JSON, such as {"sd_space": "encoder"}')
     parser.add_argument("--flops", type=float, help="match this share of the dense FLOPs; the trace gives the lengths")
     return parser
 
@@ -27,7 +28,7 @@ def work(args: argparse.Namespace) -> None:
     from sd_fairseq.decision.trace import read_trace
     from sd_fairseq.study.match_random import load_model, matching_keep_probability
 
-    model = load_model(args.path, args.data)
+    model = load_model(args.path, args.data, args.model_overrides)
     print(f"{matching_keep_probability(model.space, model.shape, read_trace(args.trace), args.flops):.4f}")
 
 

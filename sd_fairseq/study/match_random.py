@@ -18,6 +18,7 @@ from sd_fairseq.plugin.guards.dictionaries import check_dictionaries
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
+from sd_fairseq.plugin.models.conversion import overrides_for
 
 
 def matching_keep_probability(
@@ -67,21 +68,22 @@ def matching_keep_probability(
     return (low + high) / 2
 
 
-def load_model(path: str, data: str) -> Any:
-    """Loads a switchable model.
+def load_model(path: str, data: str, overrides: str = "{}") -> Any:
+    """Loads a switchable model; a plain BART becomes one.
 
     Args:
         path: its checkpoint.
         data: folder of the dictionaries.
+        overrides: of the model's options, JSON.
 
     Raises:
         InputError: an unreadable checkpoint, a folder without dictionaries, or a model of another kind.
     """
     check_checkpoint(path, "--path")
     check_dictionaries(data)
-    overrides = {"data": data, "sd_policy": "dense"}
+    options = {**overrides_for(path, overrides, data), "sd_policy": "dense"}
     with loading(path, "--path"):
-        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=options)
     if not hasattr(models[0], "space"):
         raise InputError(f"{path} holds a {type(models[0]).__name__}, expected a switchable_bart")
     return models[0]
