@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Time and peak memory of a training update: the policy criterion at the paper's skip rates against plain BART.
 
-Both go through fairseq's task, criterion and Adam on the same batch. The policy is set to skip at the paper's rates
-almost surely, as a trained one does, and goes on learning; nothing else differs from a real update. The dense peer is
-fairseq's ``bart_*`` with label-smoothed cross-entropy. Each has a process of its own; they take turns.
+All go through fairseq's task, criterion and Adam on the same batch. The policy is set to skip at the paper's rates
+almost surely, as a trained one does; nothing else differs from a real update. Three of them are ours: ``paper`` (that
+preset, the policy learns), ``learning`` and ``deployed`` (the preset ``recommended`` with a teacher, while the policy
+learns and once it is fixed). The dense peer is fairseq's ``bart_*`` with label-smoothed cross-entropy. Each has a
+process of its own; they take turns.
 
     python benchmarks/training_step.py --size base --batch-size 4
 """
@@ -25,11 +27,12 @@ from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslation
 
 CONFIDENCE = 4.0  # logit of a decision that is almost sure
 UPDATES = 4  # a turn; the constraint is measured every 1, 2 or 4 updates
-KINDS = ("dense", "ours")
+OURS = ("paper", "learning", "deployed")
+KINDS = ("dense", *OURS)
 
 
 def build_update(kind: str, args: argparse.Namespace) -> Callable[[], None]:
-    """Returns what makes one update of ``dense`` or ``ours``."""
+    """Returns what makes one update of one of :data:`KINDS`."""
     dictionary = measure.build_dictionary()
     task = SwitchableTranslationTask(SwitchableTranslationConfig(), dictionary, dictionary)
     if kind == "dense":
@@ -37,15 +40,20 @@ def build_update(kind: str, args: argparse.Namespace) -> Callable[[], None]:
         settings = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1, "sentence_avg": False}
     else:
         model = measure.build_model("switchable_bart_base", dictionary, args.size)
-        settings = {"criterion": "sd_policy_criterion", "sd_preset": "paper"}
-        settings.update(label_smoothing=0.1, sentence_avg=False)
-        settings["sd_constraint_interval"] = args.constraint_interval
+        settings = {"criterion": "sd_policy_criterion", "label_smoothing": 0.1, "sentence_avg": False}
+        if kind == "paper":
+            settings.update(sd_preset="paper", sd_constraint_interval=args.constraint_interval)
+        else:
+            settings.update(sd_preset="recommended", sd_mode="budget", sd_distillation=0.9, sd_teacher="self")
+            settings.update(sd_policy_freeze_update=int(kind == "deployed"), sd_policy_warmup_updates=0)
         decide_at_paper_rates(model)
     model.to(args.device)
     criterion = task.build_criterion(argparse.Namespace(**settings)).to(args.device)
+    if kind in ("learning", "deployed"):  # the checkpoint that training starts from, as a rule
+        criterion.distiller.teacher = measure.build_model("bart_base", dictionary, args.size).requires_grad_(False)
     optimizer = build_optimizer(model)
     sample = build_batch(dictionary, args)
-    state = SimpleNamespace(update=0)
+    state = SimpleNamespace(update=1)  # a policy that is fixed from update 1 on
 
     def update() -> None:
         model.train()
@@ -101,7 +109,7 @@ class Training:
     """Updates of one kind in a worker of their own.
 
     Args:
-        request: ``kind`` = ``dense`` or ``ours``, and the command line.
+        request: ``kind``, one of :data:`KINDS`, and the command line.
     """
 
     def __init__(self, request: Dict[str, Any]):
@@ -138,7 +146,7 @@ BUILDERS = {"training": Training}
 
 
 def take_turns(args: argparse.Namespace) -> Dict[str, List[Dict[str, Any]]]:
-    """Lets ``dense`` and ``ours`` take turns; both or nothing."""
+    """Lets all kinds take turns; all or nothing."""
     with turns.Workers() as workers:
         for kind in KINDS:
             workers.start(kind)
@@ -168,11 +176,14 @@ def main() -> None:
     shape = {"size": args.size, "batch": args.batch_size, "source": args.source_length, "target": args.target_length}
     shape.update(constraint_interval=args.constraint_interval, idle_cpu_share=turns.idle_share(answers))
     shape.update(device=args.device)
-    ours, dense = ([one / UPDATES for one in turns.seconds_of(answers[kind])] for kind in ("ours", "dense"))
-    rows = [measure.row("training-step-time", ours, "fairseq bart", dense, **shape)]
-    ours, dense = ([max(one["result"]["peak_gb"] for one in answers[kind])] for kind in ("ours", "dense"))
-    row = measure.row("training-step-memory", ours, "fairseq bart", dense, **shape)
-    rows.append({**row, "unit": "GB", "ours_gb": ours[0], "peer_gb": dense[0]})
+    seconds = {kind: [one / UPDATES for one in turns.seconds_of(answers[kind])] for kind in KINDS}
+    memory = {kind: [max(one["result"]["peak_gb"] for one in answers[kind])] for kind in KINDS}
+    rows = []
+    for kind in OURS:
+        case, peer = f"training-step-{kind}", "fairseq bart"
+        rows.append(measure.row(case + "-time", seconds[kind], peer, seconds["dense"], **shape))
+        row = measure.row(case + "-memory", memory[kind], peer, memory["dense"], **shape)
+        rows.append({**row, "unit": "GB", "ours_gb": memory[kind][0], "peer_gb": memory["dense"][0]})
     measure.write(args.output, rows)
 
 

@@ -23,7 +23,7 @@ def test_every_turn_measures_the_constraint_equally_often(interval, monkeypatch)
     monkeypatch.setattr(criterion, "policy_step", note)
     dictionary = measure.build_dictionary(100)
     monkeypatch.setattr(measure, "build_dictionary", lambda: dictionary)
-    candidate = training_step.Training({**SETTINGS, "kind": "ours", "constraint_interval": interval})
+    candidate = training_step.Training({**SETTINGS, "kind": "paper", "constraint_interval": interval})
     for _ in range(3):
         candidate.warm_up()
         measured.clear()
@@ -33,9 +33,23 @@ def test_every_turn_measures_the_constraint_equally_often(interval, monkeypatch)
 
 
 @pytest.mark.parametrize("fails", ["build", "crash"])
-def test_both_kinds_or_nothing(fails, monkeypatch, stand_in, capfd):
+def test_all_kinds_or_nothing(fails, monkeypatch, stand_in, capfd):
     start = turns.Workers.start
     monkeypatch.setattr(turns.Workers, "start", lambda self, name: start(self, name, stand_in))
     with pytest.raises(SystemExit, match="^there is nothing to compare$"):
         training_step.take_turns(argparse.Namespace(rounds=1, fails=fails))
-    assert [line.split(": left out")[0] for line in capfd.readouterr().err.splitlines()] == ["dense", "ours"]
+    assert [line.split(": left out")[0] for line in capfd.readouterr().err.splitlines()] == list(training_step.KINDS)
+
+
+@pytest.mark.parametrize("kind, learns", [("learning", True), ("deployed", False)])
+def test_the_policy_learns_or_is_fixed_and_the_teacher_is_asked(kind, learns, monkeypatch):
+    criterion = importlib.import_module("sd_fairseq.plugin.criterions.sd_policy_criterion")
+    learnt, policy_step = [], criterion.policy_step
+    monkeypatch.setattr(criterion, "policy_step", lambda *some: learnt.append(some) or policy_step(*some))
+    taught, mix = [], criterion.Distiller.mix
+    monkeypatch.setattr(criterion.Distiller, "mix", lambda *some: taught.append(some[0].teacher) or mix(*some))
+    dictionary = measure.build_dictionary(100)
+    monkeypatch.setattr(measure, "build_dictionary", lambda: dictionary)
+    training_step.Training({**SETTINGS, "kind": kind, "constraint_interval": 4}).run()
+    assert bool(learnt) == learns
+    assert len(taught) >= training_step.UPDATES and all(teacher is not None for teacher in taught)
