@@ -1,6 +1,7 @@
 """Does it last? Many documents through one process, and a training that is killed again and again.
 
-``python tools/soak.py FOLDER [--documents 10000] [--kills 10]``. The texts are the shipped Debian pairs.
+``python tools/soak.py FOLDER [--documents 10000] [--updates 2000] [--kills 10] [--texts MORE.jsonl.gz ...]``. The texts are
+the shipped Debian pairs, and those of the files that are given.
 
 1. ``fairseq-interactive`` answers documents of all lengths up to the model's limit, mixed. Memory must be flat after
    the first fifth; every line is answered, as ``fairseq-generate`` answers it; the trace has every line once.
@@ -39,7 +40,7 @@ MODEL = [
     *("--encoder-ffn-embed-dim", "128", "--decoder-ffn-embed-dim", "128", "--share-all-embeddings", "--seed", "1"),
     *("--max-source-positions", str(LIMIT), "--max-target-positions", str(LIMIT), "--max-tokens", "2048"),
     *("--num-workers", "0", "--log-format", "json", "--log-interval", "1", "--disable-validation"),
-    *("--no-epoch-checkpoints", "--save-interval-updates", "10", "--keep-interval-updates", "1"),
+    *("--no-epoch-checkpoints", "--keep-interval-updates", "1"),
 ]
 SEARCH = ["--beam", "2", "--max-len-b", "12", "--max-tokens", "4096"]
 FLAT = 0.03  # how much more memory the last fifth may need than the second, as a part
@@ -59,11 +60,20 @@ def fairseq(name: str, *arguments: Any) -> str:
     return done.stdout.decode()
 
 
-def prepare(folder: Path, count: int) -> List[str]:
+def read_texts(path: Path) -> List[str]:
+    """Reads ``document``, or else ``source``, of every line of gzipped JSON lines; a list is joined."""
+    with gzip.open(str(path), "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    fields = [row["document"] if "document" in row else row["source"] for row in rows]
+    return [one if isinstance(one, str) else " ".join(one) for one in fields]
+
+
+def prepare(folder: Path, count: int, more: List[Path]) -> List[str]:
     """Writes and binarises documents of 1 to ``LIMIT - 1`` words, mixed; returns them."""
     with gzip.open(str(PAIRS), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    words = " ".join(row["document"] for row in rows).split()
+    texts = [row["document"] for row in rows] + [text for path in more for text in read_texts(path)]
+    words = " ".join(texts).split()
     generator = random.Random(1)
     documents = []
     for _ in range(count):
@@ -132,7 +142,8 @@ def check_answers(folder: Path, checkpoint: Path, documents: List[str]) -> List[
 
 def train(folder: Path, name: str, updates: int) -> List[str]:
     """The command of a training into ``folder/name``."""
-    return command("train", folder / "bin", *TASK, *MODEL, "--max-update", updates, "--save-dir", folder / name)
+    often = ["--save-interval-updates", max(10, updates // 100), "--max-update", updates]
+    return command("train", folder / "bin", *TASK, *MODEL, *often, "--save-dir", folder / name)
 
 
 def kill_after(line: List[str], steps: int, delay: float) -> None:
@@ -146,11 +157,11 @@ def kill_after(line: List[str], steps: int, delay: float) -> None:
         process.kill()
 
 
-def check_resuming(folder: Path, kills: int) -> List[str]:
+def check_resuming(folder: Path, updates: int, kills: int) -> List[str]:
     """The second part; returns its faults."""
-    generator, updates = random.Random(2), 15 * kills
+    generator, part = random.Random(2), max(3, updates // kills)
     for number in range(kills):
-        kill_after(train(folder, "killed", updates), generator.randint(3, 25), generator.uniform(0, 0.5))
+        kill_after(train(folder, "killed", updates), generator.randint(part // 2, part), generator.uniform(0, 0.5))
         print(f"killed {number + 1} times, {len(list((folder / 'killed').glob('*.pt')))} checkpoints", flush=True)
     states = []
     for name in ("killed", "whole"):
@@ -166,12 +177,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="empty or new")
     parser.add_argument("--documents", type=int, default=10000, help="at least 50 (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=2000, help="of the training (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=10, help="of the training (default: %(default)s)")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="gzipped JSON lines with document or source")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    documents = prepare(args.folder, args.documents)
-    faults = check_resuming(args.folder, args.kills)
+    documents = prepare(args.folder, args.documents, args.texts)
+    faults = check_resuming(args.folder, args.updates, args.kills)
     faults += check_answers(args.folder, args.folder / "whole" / "checkpoint_last.pt", documents)
     for fault in faults:
         print("fault: " + fault)
