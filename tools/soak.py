@@ -1,7 +1,7 @@
 """Does it last? Many documents through one process, and a training that is killed again and again.
 
-``python tools/soak.py FOLDER [--documents 10000] [--updates 2000] [--kills 10] [--texts MORE.jsonl.gz ...]``. The texts are
-the shipped Debian pairs, and those of the files that are given.
+``python tools/soak.py FOLDER [--documents 10000] [--updates 2000] [--kills 10] [--texts MORE.jsonl.gz ...]``.
+The texts are the shipped Debian pairs, and those of the files that are given.
 
 1. ``fairseq-interactive`` answers documents of all lengths up to the model's limit, mixed. Memory must be flat after
    the first fifth; every line is answered, as ``fairseq-generate`` answers it; the trace has every line once.
