@@ -131,6 +131,22 @@ class EncoderFlow:
             **self.more_outputs(source, first, tokens, rows),
         }
 
+    @torch.no_grad()
+    def decide(self, src_tokens: Tensor) -> Decisions:
+        """Returns what a policy that decides once decides for a batch; the upper layers do not run.
+
+        Args:
+            src_tokens: LongTensor [B, S].
+        """
+        src_tokens = self.choose_tokens(src_tokens)
+        padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
+        known = padding_mask if bool(padding_mask.any()) else None
+        x, _ = self.embed_source(src_tokens, None, known)
+        x = self.run_layer(0, x, self.describe_tokens(x, known, None), LayerRows())
+        decider = Decider(self.space, self.policy, PathRequest(), src_tokens, padding_mask)
+        decider.decide(1, self.view_for_policy(x))
+        return decider.decisions()
+
     def _drop_tokens(self, x: Tensor, padding_mask: Tensor, choice: Tensor) -> Tuple[Tensor, Tensor, List[Tensor]]:
         """Shortens the source by each example's token strategy.
 

@@ -14,6 +14,7 @@ from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.decision.token_strategies import count_kept_tokens
+from sd_fairseq.plugin.generation.by_path import Pools
 from sd_fairseq.plugin.generation.choose_path import choose_budget, choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.positions import take_positions
@@ -45,6 +46,7 @@ class SwitchableTaskMixin:
     slow_reasons: Tuple[str, ...] = ()
     trace_recorder: Optional[TraceRecorder] = None
     summary: Optional[GenerationSummary] = None
+    pools: Optional[Pools] = None
 
     @classmethod
     def load_dictionary(cls, filename: str) -> Any:
@@ -170,6 +172,10 @@ class SwitchableTaskMixin:
             kwargs["required_batch_size_multiple"] = 1
             if not kwargs.get("ignore_invalid_inputs", False):
                 check_lengths(dataset, kwargs.get("max_positions"))
+        batches = getattr(self.cfg, "sd_batch_by_path", 1)  # type: ignore[attr-defined]
+        if self._generates() and batches != 1:
+            self.pools = Pools(batches, kwargs.get("max_sentences"), kwargs.get("max_tokens"))
+            kwargs.update(self.pools.limits())
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
         if self.summary is not None:
             self._expect(iterator.frozen_batches, kwargs)
@@ -243,7 +249,11 @@ class SwitchableTaskMixin:
             observed = log_decisions(models, sample)
         synchronize(sample)
         started = time.perf_counter()
-        hypotheses = super().inference_step(generator, models, observed, **kwargs)  # type: ignore[misc]
+        step = partial(super().inference_step, generator, models)  # type: ignore[misc]
+        if self.pools is not None and searches:
+            hypotheses = self.pools.generate(step, models, observed, **kwargs)
+        else:
+            hypotheses = step(observed, **kwargs)
         synchronize(sample)
         seconds = time.perf_counter() - started
         if summary is not None:

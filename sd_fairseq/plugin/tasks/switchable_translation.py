@@ -56,6 +56,13 @@ class SwitchableTranslationConfig(TranslationConfig):
             "not touched) or fairseq (as fairseq runs them); the hypotheses are the same"
         },
     )
+    sd_batch_by_path: int = field(
+        default=1,
+        metadata={
+            "help": "generate the documents of so many batches path by path, so that those of a batch skip the same: "
+            "faster where paths differ much; each document's output stays; 1 = batches as they come"
+        },
+    )
     sd_generation_precision: ChoiceEnum(list(PRECISIONS)) = field(
         default="model",
         metadata={"help": "precision of the fast generator's weights and activations; model = the checkpoint's own"},
