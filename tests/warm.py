@@ -9,7 +9,6 @@ fairseq takes are spent once. ``SD_COLD=1`` makes every such process a plain Pyt
 import array
 import atexit
 import functools
-import gc
 import importlib
 import json
 import os
@@ -26,11 +25,6 @@ import threading
 import traceback
 import types
 import warnings
-
-# Others' modules only, and none that acts when it is imported, as those of fairseq_cli do.
-LOADED = """numpy torch torch.fx.experimental.symbolic_shapes torch.distributed hydra omegaconf sacrebleu fairseq
-fairseq.checkpoint_utils fairseq.options fairseq.trainer fairseq.sequence_scorer fairseq.binarizer
-fairseq.logging.progress_bar fairseq.logging.meters fairseq.hub_utils fairseq.tasks.sentence_prediction""".split()
 
 
 @functools.lru_cache(maxsize=None)
@@ -83,16 +77,9 @@ def serve(program, listening):
     variable = os.environ.get("PYTHONPATH", "")
     given = [os.path.abspath(place) for place in variable.split(os.pathsep) if place]
     search = [place for place in search if place not in given]
+    importlib.import_module("loaded")
     sys.path[:] = search
-    warnings.simplefilter("ignore")
-    for name in LOADED:
-        try:
-            importlib.import_module(name)
-        except ImportError:  # another version's
-            pass
     sys.executable = program  # a command that starts another one
-    gc.collect()
-    gc.freeze()
     signal.signal(signal.SIGCHLD, lambda *_: None)
     waking, woken = socket.socketpair()
     woken.setblocking(False)
