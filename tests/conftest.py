@@ -1,4 +1,4 @@
-"""Makes ``factories`` importable, and every test start from the same random state on one thread."""
+"""Makes ``factories`` importable; every test starts from the same random state on one thread, long files first."""
 
 import os
 import sys
@@ -13,6 +13,13 @@ def pytest_configure(config):
     """Lets pytest-xdist take files as they come: the longest have few tests, and by number they would all be last."""
     if hasattr(config.option, "loadscopereorder"):  # from pytest-xdist 3.7 on
         config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests into the order in which they are to start."""
+    import order
+
+    order.sort(items)
 
 
 @pytest.fixture(autouse=True)

@@ -133,6 +133,13 @@ def test_no_folder_of_tests_hides_fairseq():
     assert [path for path in (ROOT / "tests").rglob("fairseq*") if path.is_dir()] == []
 
 
+def test_the_tests_that_start_first_are_there():
+    import order
+
+    assert [place for place in order.PLACES if not Path(place).is_file()] == []
+    assert [name for name in order.LONGEST if order.LONGEST.count(name) > 1] == []
+
+
 def run_setup(*arguments):
     """Ask setup.py, as the installer does."""
     pytest.importorskip("setuptools")

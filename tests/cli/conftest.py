@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pairs import read_pairs
+from warm import python
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = ["--user-dir", str(ROOT / "sd_fairseq"), "--task", "switchable_translation", "-s", "source", "-t", "target"]
@@ -24,10 +24,10 @@ ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--sd-preset", "paper"]
 
 
-def fairseq(command, *arguments, check=True, stdin=""):
-    """Runs a fairseq command as a user would; returns the finished process."""
+def fairseq(command, *arguments, check=True, stdin="", program=None):
+    """Runs a fairseq command; returns the finished process. ``program`` is a Python, by default the warm one."""
     finished = subprocess.run(
-        [sys.executable, "-m", f"fairseq_cli.{command}", *map(str, arguments)],
+        [program or python(), "-m", f"fairseq_cli.{command}", *map(str, arguments)],
         input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -90,15 +90,15 @@ class Pipeline:
     task = TASK
     training = [*SIZE, *TRAINING]
 
-    def train(self, name, *arguments, check=True):
+    def train(self, name, *arguments, **options):
         """Trains into ``folder/name``."""
         save = ["--save-dir", self.folder / name]
-        return fairseq("train", self.data, *TASK, *SIZE, *TRAINING, *save, *arguments, check=check)
+        return fairseq("train", self.data, *TASK, *SIZE, *TRAINING, *save, *arguments, **options)
 
-    def generate(self, checkpoint, *arguments, check=True, data=None):
+    def generate(self, checkpoint, *arguments, data=None, **more):
         """Generates the test split with beam 2."""
         options = ["--path", checkpoint, "--beam", 2, "--max-len-b", 10, "--max-tokens", 700, "--cpu"]
-        return fairseq("generate", data or self.data, *TASK, *options, *arguments, check=check)
+        return fairseq("generate", data or self.data, *TASK, *options, *arguments, **more)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import python
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "results" / "debian" / "base"
@@ -110,7 +110,7 @@ def test_every_command_is_in_the_document_of_commands_and_no_other():
 def test_every_option_that_a_document_names_exists(name):
     pytest.importorskip("fairseq")
     shown = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "sd_fairseq.commands.options", "--level", "all"],
+        [python(), "-W", "ignore", "-m", "sd_fairseq.commands.options", "--level", "all"],
         cwd=str(ROOT),
         stdout=subprocess.PIPE,
         universal_newlines=True,
@@ -133,7 +133,7 @@ def folder(tmp_path_factory):
             out.writelines(chosen)
     shutil.copy(str(place / "pairs" / "valid.jsonl.gz"), str(place))
     prepare = [ROOT / "examples/quickstart/prepare.py", "--data", place / "pairs", "--vocabulary", BASE, place / "made"]
-    execute([sys.executable, *map(str, prepare)], place)
+    execute([python(), *map(str, prepare)], place)
     (place / "DATA").symlink_to(place / "made" / "data-bin")
     shutil.copy(str(BASE / "sentencepiece.model"), str(place))
     task = ["DATA", "--user-dir", str(ROOT / "sd_fairseq"), "--task", "switchable_translation", "--cpu"]
@@ -141,7 +141,7 @@ def folder(tmp_path_factory):
     train += ["--arch", "switchable_bart", "--criterion", "sd_policy_criterion", "--optimizer", "adam", "--lr", "1e-5"]
     train += ["--max-update", "1", "--max-tokens", "300", "--disable-validation", "--save-dir", "checkpoints"]
     train += ["--sd-policy-freeze-update", "1", "--no-epoch-checkpoints", "--num-workers", "0"]
-    execute([sys.executable, "-m", "fairseq_cli.train", *train], place)
+    execute([python(), "-m", "fairseq_cli.train", *train], place)
     last = place / "checkpoints" / "checkpoint_last.pt"
     for link in (place / "checkpoint_last.pt", place / "checkpoint_best.pt", last.with_name("checkpoint_best.pt")):
         if not link.exists():
@@ -150,7 +150,7 @@ def folder(tmp_path_factory):
     generate += ["--post-process", "sentencepiece", "--max-tokens", "8192"]
     for name, path in (("dense", "dense"), ("policy", "random:0.9")):
         words = [*generate, "--sd-trace", name + ".jsonl", "--sd-path", path]
-        text = execute([sys.executable, "-m", "fairseq_cli.generate", *words], place)
+        text = execute([python(), "-m", "fairseq_cli.generate", *words], place)
         (place / (name + ".txt")).write_text(text, encoding="utf-8")
     for name, tag, column in (("reference", "T", 1), ("hypothesis", "H", 2)):
         found = re.findall(rf"^{tag}-.*$", (place / "policy.txt").read_text(encoding="utf-8"), re.MULTILINE)
@@ -198,7 +198,7 @@ def test_what_is_not_run_is_named_with_its_reason():
 @pytest.mark.parametrize("name, line, output", [one for one in SHOWN if one[1].startswith("sd-")])
 def test_a_command_runs_as_it_is_shown_and_prints_such_lines(folder, name, line, output):
     command, *words = shlex.split(line)
-    printed = " ".join(execute([sys.executable, "-m", commands()[command], *words], folder).split())
+    printed = " ".join(execute([python(), "-m", commands()[command], *words], folder).split())
     for expected in output:  # figures are of another model: the words around them must be there
         label = " ".join(re.split(r"[\d+-]", expected)[0].split())
         assert not label or label in printed, f"{name}: {label!r} is not printed"
@@ -206,4 +206,4 @@ def test_a_command_runs_as_it_is_shown_and_prints_such_lines(folder, name, line,
 
 def test_the_guides_python_runs(folder):
     (code,) = blocks(ROOT / "docs" / "guide.md", "python")
-    assert execute([sys.executable, "-c", code], folder).strip()
+    assert execute([python(), "-c", code], folder).strip()

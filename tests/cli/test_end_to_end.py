@@ -1,4 +1,7 @@
-"""The whole way of a user in one walk: preprocess, train, go on, generate, interactive, score, report."""
+"""The whole way of a user in one walk: train, go on, generate, interactive, score, report.
+
+What trains, generates and answers is started as a user starts it, in a Python that has nothing loaded.
+"""
 
 import json
 import re
@@ -8,6 +11,7 @@ import sys
 
 from sd_fairseq.decision.trace import read_trace
 
+COLD = {"program": sys.executable}
 SEARCH = ["--beam", 4, "--no-repeat-ngram-size", 3, "--max-len-b", 10, "--cpu"]
 
 
@@ -22,7 +26,7 @@ def go_on_training(pipeline):
     (pipeline.folder / "longer").mkdir()
     shutil.copy(str(pipeline.switchable), str(pipeline.folder / "longer"))
     options = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--max-update", "14"]
-    log = pipeline.train("longer", *options, "--disable-validation").stdout
+    log = pipeline.train("longer", *options, "--disable-validation", **COLD).stdout
     updates = [int(number) for number in re.findall(r'train_inner \| .*"num_updates": "(\d+)"', log)]
     assert updates == [13, 14]
     return pipeline.folder / "longer" / "checkpoint_last.pt"
@@ -34,7 +38,8 @@ def test_the_whole_way_from_text_to_report(pipeline, tmp_path):
     outputs = {}
     for name, checkpoint in systems.items():
         trace, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.txt"
-        outputs[name] = pipeline.generate(checkpoint, *SEARCH, "--sd-trace", trace).stdout
+        start = COLD if name == "switchable" else {}
+        outputs[name] = pipeline.generate(checkpoint, *SEARCH, "--sd-trace", trace, **start).stdout
         output.write_text(outputs[name], encoding="utf-8")
         assert column("H", outputs[name]).keys() == set(range(17))
         assert [(record.id, record.beam) for record in read_trace(str(trace))] == [(i, 4) for i in range(17)]
@@ -45,7 +50,8 @@ def test_the_whole_way_from_text_to_report(pipeline, tmp_path):
         assert len(trigrams) == len(set(trigrams))
 
     arguments = [*pipeline.task, *SEARCH, "--path", systems["switchable"]]
-    answer = pipeline.fairseq("interactive", pipeline.data, *arguments, stdin=pipeline.pairs["test"][0][0] + "\n")
+    text = pipeline.pairs["test"][0][0] + "\n"
+    answer = pipeline.fairseq("interactive", pipeline.data, *arguments, stdin=text, **COLD)
     assert column("H", answer.stdout)[0] == generated[0]
 
     for kind in "TD":

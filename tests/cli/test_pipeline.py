@@ -3,9 +3,9 @@
 import json
 import re
 import subprocess
-import sys
 
 import torch
+from warm import python
 
 from sd_fairseq.decision.trace import read_trace
 
@@ -91,7 +91,7 @@ def test_a_dense_trace_of_plain_bart_costs_one(pipeline, tmp_path):
 def test_random_decisions_match_the_flops_they_are_asked_for(pipeline, tmp_path):
     learned, drawn = tmp_path / "learned.jsonl", tmp_path / "random.jsonl"
     pipeline.generate(pipeline.switchable, "--sd-trace", learned)
-    command = [sys.executable, "-m", "sd_fairseq.commands.match_random", str(pipeline.data)]
+    command = [python(), "-m", "sd_fairseq.commands.match_random", str(pipeline.data)]
     command += ["--path", str(pipeline.switchable), "--trace", str(learned)]
     keep = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout.strip()
     overrides = f"{{'sd_policy': 'random', 'sd_random_keep': {keep}}}"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import python
 
 ROOT = Path(__file__).resolve().parents[2]
 # what makes two updates of a recipe
@@ -40,7 +41,7 @@ def folder(pipeline, tmp_path_factory):
 
 def execute(words, folder):
     """Runs a command of fairseq's as README shows it; returns what it printed and its summary."""
-    command = [sys.executable, "-m", "fairseq_cli." + words[0][len("fairseq-") :], *words[1:]]
+    command = [python(), "-m", "fairseq_cli." + words[0][len("fairseq-") :], *words[1:]]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
     done = subprocess.run(command, cwd=str(folder), env=environment, timeout=300, **pipes)
@@ -80,7 +81,7 @@ def test_readme_is_short():
 
 
 def test_every_option_in_the_readme_is_explained_by_sd_options():
-    command = [sys.executable, "-W", "ignore", "-m", "sd_fairseq.commands.options"]
+    command = [python(), "-W", "ignore", "-m", "sd_fairseq.commands.options"]
     shown = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
     named = set(re.findall(r"--sd-[a-z-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert len(named) > 2
@@ -110,7 +111,7 @@ BENCHMARKS = {
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_write_both_times_of_every_ratio(name, tmp_path):
     options = ["--size", "tiny", "--rounds", "1", "--threads", "1", "--output", str(tmp_path / "rows.json")]
-    command = [sys.executable, str(ROOT / "benchmarks" / name), *options, *BENCHMARKS[name]]
+    command = [python(), str(ROOT / "benchmarks" / name), *options, *BENCHMARKS[name]]
     finished = subprocess.run(
         command,
         cwd=str(ROOT),

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from factories import TINY_OPTIONS, build_model, generate, random_batch
 from fairseq import checkpoint_utils
 from fairseq.models.bart.model import BARTModel
 from training import build_task
+from warm import python
 
 from sd_fairseq.commands.export import main
 from sd_fairseq.plugin.models.fixed_path import parse_path, path_decisions
@@ -99,7 +99,7 @@ class Frozen:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = str(ROOT) if with_plugin else ""
         finished = subprocess.run(
-            [sys.executable, *map(str, arguments)],
+            [python(), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             universal_newlines=True,

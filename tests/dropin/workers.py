@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import warnings
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -20,12 +21,7 @@ from pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        *("torch", "torch.fx.experimental.symbolic_shapes"),  # the latter at the first forward pass, half a second
-        *("fairseq_cli.preprocess", "fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.interactive"),
-    ]
-)
+FORKS.set_forkserver_preload(["loaded", *(f"fairseq_cli.{name}" for name in ("preprocess", "train", "generate"))])
 
 TASK = ["--user-dir", str(ROOT / "sd_fairseq"), "--task", "switchable_translation", "-s", "source", "-t", "target"]
 SWITCHABLE = ["--arch", "switchable_bart_tiny", "--criterion", "sd_policy_criterion", "--sd-preset", "paper"]
@@ -74,9 +70,22 @@ def start(
         dump: file for what a training holds when it ends, see :func:`dump_trainer`.
         prepare: called first; a function of a module.
     """
+    start_server()
     process = FORKS.Process(target=_run, args=(command, [str(one) for one in arguments], str(log), dump, prepare))
     process.start()
     return process
+
+
+@functools.lru_cache(maxsize=None)
+def start_server() -> None:
+    """Starts what forks, which looks for the modules to load where its environment says."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, [before])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({} if before is None else {"PYTHONPATH": before})
 
 
 def run(command: str, arguments: Sequence[Any], log: Path, **options: Any) -> str:

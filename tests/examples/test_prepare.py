@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import python
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("fairseq")
@@ -38,6 +39,12 @@ def read_committed(split):
 def write_split(folder, split, lines):
     with gzip.open(str(folder / (split + ".jsonl.gz")), "wt", encoding="utf-8") as text:
         text.writelines(line + "\n" for line in lines)
+
+
+@pytest.fixture(autouse=True)
+def warm_processes(monkeypatch):
+    """What prepare.py starts need not import torch again."""
+    monkeypatch.setattr(sys, "executable", python())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import python
 
 pytest.importorskip("fairseq")
 pytest.importorskip("matplotlib")
@@ -48,12 +49,12 @@ def small(tmp_path_factory):
         (folder / "pairs").mkdir(exist_ok=True)
         with gzip.open(str(folder / "pairs" / f"{split}.jsonl.gz"), "wt", encoding="utf-8") as text:
             text.writelines(few)
-    run(sys.executable, ROOT / "examples" / "tradeoff" / "split.py", folder / "pairs", folder / "split")
+    run(python(), ROOT / "examples" / "tradeoff" / "split.py", folder / "pairs", folder / "split")
     prepare = ROOT / "examples" / "quickstart" / "prepare.py"
-    run(sys.executable, prepare, "--data", folder / "split", "--vocab-size", 400, folder / "data")
+    run(python(), prepare, "--data", folder / "split", "--vocab-size", 400, folder / "data")
     task = ["--user-dir", ROOT / "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target"]
     data = [folder / "data" / "data-bin", *task, "--truncate-source", "--save-dir", folder / "base"]
-    run(sys.executable, "-m", "fairseq_cli.train", *data, *SMALL, "--disable-validation", "--no-epoch-checkpoints")
+    run(python(), "-m", "fairseq_cli.train", *data, *SMALL, "--disable-validation", "--no-epoch-checkpoints")
     (folder / "base" / "checkpoint_last.pt").rename(folder / "base" / "base.pt")
     for name in ("sentencepiece.model", "dict.txt"):
         (folder / "data" / name).rename(folder / "base" / name)
@@ -63,7 +64,7 @@ def small(tmp_path_factory):
 def test_the_demo_runs_and_reports_all_four_systems(small):
     out = small / "out"
     environment = {
-        "PYTHON": sys.executable,
+        "PYTHON": python(),
         "BASE": str(small / "base"),
         "DATA": str(small / "pairs"),
         "UPDATES": "12",

@@ -4,17 +4,13 @@ import argparse
 import gzip
 import importlib
 import json
-import logging
-import os
-import runpy
 import shutil
 import subprocess
 import sys
-import traceback
-import warnings
 from pathlib import Path
 
 import pytest
+from warm import python
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "tradeoff"
@@ -172,32 +168,6 @@ def test_a_table_needs_the_rows_that_others_are_compared_and_matched_with(tools,
         tools["recipe"].read_rows(str(table))
 
 
-def forked(words, log, output, updates, cwd, env):
-    """Runs ``python -m MODULE ...`` as :func:`steps.run_command`, in a fork of this process, which has torch loaded."""
-    del updates
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            os.chdir(cwd)
-            os.environ.update(env)
-            texts = open(output or log, "a", encoding="utf-8")
-            sys.stdout, sys.stderr, sys.argv = texts, open(log, "a", encoding="utf-8"), ["python", *words[3:]]
-            logging.root.handlers.clear()  # pytest's, as are warnings that are errors
-            warnings.simplefilter("ignore")
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    assert os.waitpid(process, 0)[1] == 0, Path(log).read_text()[-3000:]
-
-
 @pytest.fixture(scope="module")
 def made(tools, tmp_path_factory):
     """A tiny base by base.sh and a grid of four rows, one of which cannot be trained."""
@@ -214,7 +184,7 @@ def made(tools, tmp_path_factory):
         shutil.copytree(str(data), str(folder / "prepared" / name))
     small = {"DIM": 16, "FFN": 32, "LAYERS": 2, "HEADS": 2, "SOURCE_TOKENS": 48}
     small.update({name + "_UPDATES": 1 for name in ("WARM", "SPAN", "BASE", "ROBUST")})
-    environment = {**ENVIRONMENT, "PYTHON": sys.executable, "THREADS": "1", **{k: str(v) for k, v in small.items()}}
+    environment = {**ENVIRONMENT, "PYTHON": python(), "THREADS": "1", **{k: str(v) for k, v in small.items()}}
 
     def base(**changes):
         script = ["bash", FOLDER / "base.sh", folder / "prepared", folder / "start"]
@@ -235,13 +205,8 @@ def made(tools, tmp_path_factory):
     arguments += ["--subset", "valid", "--rows", "budget-2,tolerance-0.25,random-deployed", "--table", table]
     arguments += ["--search-examples", "10", "--training-options", "--log-interval 1"]
     arguments = list(map(str, arguments))
-    real = tools["steps"].run_command
-
-    def run(words, *others, **options):
-        (real if "budget-2-3" in " ".join(words) else forked)(words, *others, **options)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tools["grid"], "run_command", run)
+        patch.setattr(sys, "executable", python())
         code = tools["run"].main(arguments)
     return {"folder": folder, "arguments": arguments, "code": code, "base": base}
 
@@ -251,7 +216,7 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     torch = pytest.importorskip("torch")
     base = made["folder"] / "start" / "base" / "checkpoint_best.pt"
     longer = ["--max-source-positions", positions, "--max-target-positions", positions]
-    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", *longer)
+    process = call(python(), FOLDER / "slim.py", base, tmp_path / "s.pt", *longer)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "s.pt").stat().st_size < 0.5 * base.stat().st_size
     before, after = (torch.load(str(path), weights_only=False) for path in (base, tmp_path / "s.pt"))
@@ -268,7 +233,7 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
     arguments = dict(zip(made["arguments"][::2], made["arguments"][1::2]))
     arguments.update({"--base": tmp_path / "s.pt", "--out": tmp_path / "out", "--results": tmp_path / "results"})
     arguments["--rows"] = "dense"
-    command = [sys.executable, FOLDER / "run.py", *(word for pair in arguments.items() for word in pair)]
+    command = [python(), FOLDER / "run.py", *(word for pair in arguments.items() for word in pair)]
     process = call(*command)
     assert process.returncode == 0, process.stdout + process.stderr
     (result,) = results_of(tmp_path).values()
@@ -278,7 +243,7 @@ def test_a_slim_base_starts_a_row_as_the_base_does(made, tmp_path, positions):
 
 def test_a_slim_base_cannot_lose_positions(made, tmp_path):
     base = made["folder"] / "start" / "base" / "checkpoint_best.pt"
-    process = call(sys.executable, FOLDER / "slim.py", base, tmp_path / "s.pt", "--max-source-positions", 20)
+    process = call(python(), FOLDER / "slim.py", base, tmp_path / "s.pt", "--max-source-positions", 20)
     assert process.returncode == 1 and process.stderr.count("\n") == 1
     assert "it has 48 source positions, 20 wanted" in process.stderr and not (tmp_path / "s.pt").exists()
 
@@ -422,8 +387,9 @@ def test_trained_rows_are_timed_in_turn_and_nothing_of_theirs_changes(made, tool
 
     def run(words, *others, **options):
         order.append(words[words.index("--path") + 1])
-        forked(words, *others, **options)
+        tools["steps"].run_command(words, *others, **options)
 
+    monkeypatch.setattr(sys, "executable", python())
     monkeypatch.setattr(tools["grid"], "run_command", run)
     before = {path: path.stat().st_mtime_ns for path in (made["folder"] / "out").rglob("*") if path.name != "lock"}
     arguments = [
