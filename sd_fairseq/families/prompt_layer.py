@@ -49,9 +49,18 @@ class DecoderShape:
         """One of :data:`~sd_fairseq.families.feed_forward.KINDS`."""
         raise NotImplementedError
 
+    @property
+    def ffn_products(self) -> int:
+        """Products of a feed-forward sub-layer, CF MACs a token each."""
+        return 3 if self.ffn_kind.startswith("gated-") else 2
+
     def make_norm(self) -> nn.Module:
         """Returns a fresh norm."""
         raise NotImplementedError
+
+    def make_ffn(self) -> nn.Module:
+        """Returns a fresh feed-forward: [T, K, C] -> [T, K, C]."""
+        return FeedForward(self.dim, self.ffn_dim, self.ffn_kind, biases=self.biases)
 
     def make_layer(self, index: int) -> PromptLayer:
         """Returns layer ``index`` (from 0)."""
@@ -107,7 +116,7 @@ class PromptLayer(nn.Module):
         self.v_proj = nn.Linear(shape.dim, keys, bias=bias)
         self.out_proj = nn.Linear(inner, shape.dim, bias=bias)
         self.self_attn_layer_norm = shape.make_norm()
-        self.ffn = FeedForward(shape.dim, shape.ffn_dim, shape.ffn_kind, biases=bias)
+        self.ffn = shape.make_ffn()
         self.final_layer_norm = shape.make_norm()
 
     def place(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -16,11 +16,9 @@ from factories import (
     random_decisions,
     undecide,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from laws import check_traced_flops
 from training import build_samples, build_training
 
-from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.plugin.convert.import_model import build, read_source
 from sd_fairseq.plugin.convert.weights.safetensors import read_safetensors
@@ -161,20 +159,8 @@ def test_searching_a_batch_equals_searching_one_by_one_and_scores_what_teacher_f
 @pytest.mark.parametrize("beam", [1, 4])
 def test_traced_flops_of_generation_equal_the_closed_form_on_random_paths(variant, beam):
     model = build_model(**PROMPT_VARIANTS[variant])
-    shape = dataclasses.replace(model.shape, policy_networks=0)
     for length in (19, 7, 4):
-        batch, decisions = random_batch([length]), random_decisions(model.space, 1, 0.5)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            hypotheses = generate([model], along(batch, decisions), beam, max_len_b=6)[0]
-        lengths = Lengths(batch.src_lengths, torch.tensor([max(len(one["tokens"]) for one in hypotheses)]), beam)
-        closed = int(path_flops("generation", shape, model.space, decisions, lengths))
-        assert counter.get_total_flops() == closed, (length, model.space.describe(decisions, 0))
-        keep = model.space.keep_all(1, torch.device("cpu"))
-        dense = dense_flops("generation", shape, model.space, lengths)
-        assert torch.equal(path_flops("generation", shape, model.space, keep, lengths), dense)
-        assert float(path_flops("paper", shape, model.space, decisions, lengths)) <= float(
-            dense_flops("paper", shape, model.space, lengths)
-        )
+        check_traced_flops(model, random_decisions(model.space, 1, 0.5), length, beam)
 
 
 def test_a_switch_counts_for_prompt_and_answer():

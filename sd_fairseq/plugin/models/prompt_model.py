@@ -6,7 +6,7 @@ prompt and answer alike (``tied``).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Dict, Mapping, Type
+from typing import Any, ClassVar, Container, Dict, Mapping, Type
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from sd_fairseq.families.prompt_layer import DecoderShape
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.options import build_policy, decision_space, model_shape
 from sd_fairseq.plugin.models.prompt_stacks import AnswerDecoder, PromptEncoder
-from sd_fairseq.plugin.models.size_options import LONGEST, SizeOption, fill_sizes
+from sd_fairseq.plugin.models.size_options import LONGEST, SizeOption, collect_sizes, fill_sizes
 from sd_fairseq.plugin.models.switchable_model import prepare_options
 from sd_fairseq.plugin.models.text_model import TextModel
 
@@ -46,7 +46,7 @@ class PromptModel(TextModel):
     @classmethod
     def defaults(cls, args: Any, shape: DecoderShape) -> Dict[str, Any]:
         """Returns option -> default of what is none of a shape's sizes."""
-        raise NotImplementedError
+        return {"added_symbols": 0, "max_source_positions": 2048, "max_target_positions": 2048}
 
     @classmethod
     def fill(cls, args: Any, shape: DecoderShape) -> None:
@@ -58,7 +58,7 @@ class PromptModel(TextModel):
     @classmethod
     def shape_of(cls, args: Any) -> DecoderShape:
         """Collects the sizes among the options."""
-        raise NotImplementedError
+        return type(next(iter(cls.sizes.values())))(**collect_sizes(args, cls.table))
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "PromptModel":
@@ -94,6 +94,11 @@ class PromptModel(TextModel):
                 "switches; use --sd-first-encoder-layer"
             )
 
+    def owns(self, names: Container[str]) -> bool:
+        """Tells by the names of a checkpoint's weights whether it is one of this model."""
+        learned = "decoder.embed_positions.weight" in names
+        return "encoder.embed_tokens.weight" not in names and learned == hasattr(self.decoder, "embed_positions")
+
     def initialise(self) -> None:
         """Draws the initial weights."""
         for module in self.decoder.modules():
@@ -110,6 +115,6 @@ class PromptModel(TextModel):
         more = {
             "attention_dim": sizes.heads * sizes.head_dim,
             "key_dim": sizes.key_heads * sizes.head_dim,
-            "ffn_products": 3 if sizes.ffn_kind.startswith("gated-") else 2,
+            "ffn_products": sizes.ffn_products,
         }
         return PromptShape(**{**vars(shape), **more})

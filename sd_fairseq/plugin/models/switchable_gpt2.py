@@ -5,7 +5,7 @@ Prompt and answer share one table of positions, so the longest source and the lo
 
 from __future__ import annotations
 
-from typing import Any, Container, Dict
+from typing import Any, Dict
 
 import torch.nn.functional as F
 from fairseq.models import register_model
@@ -89,11 +89,6 @@ class SwitchableGPT2Model(PromptModel):
         for layer in self.decoder.layers:
             for linear in (layer.out_proj, layer.ffn.fc2):
                 nn.init.normal_(linear.weight, std=0.02 * (2 * len(self.decoder.layers)) ** -0.5)
-
-    @classmethod
-    def owns(cls, names: Container[str]) -> bool:
-        """Tells by the names of a checkpoint's weights whether it is one of this model."""
-        return "encoder.embed_tokens.weight" not in names and "decoder.embed_positions.weight" in names
 
 
 register_sizes("switchable_gpt2", SIZES, "small", SwitchableGPT2Model.fill)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Container, Dict
+from typing import Any
 
 from fairseq.models import register_model
 
-from sd_fairseq.families.llama import SIZES, LlamaShape
+from sd_fairseq.families.llama import SIZES
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models import prompt_model
 from sd_fairseq.plugin.models.prompt_model import PromptModel
-from sd_fairseq.plugin.models.size_options import SizeOption, collect_sizes, register_sizes
+from sd_fairseq.plugin.models.size_options import SizeOption, register_sizes
 
 
 @register_model("switchable_llama")
@@ -26,26 +26,11 @@ class SwitchableLlamaModel(PromptModel):
     )
 
     @classmethod
-    def defaults(cls, args: Any, shape: LlamaShape) -> Dict[str, Any]:
-        """Returns option -> default of what is none of a shape's sizes."""
-        return {"added_symbols": 0, "max_source_positions": 2048, "max_target_positions": 2048}
-
-    @classmethod
-    def shape_of(cls, args: Any) -> LlamaShape:
-        """Collects the sizes among the options."""
-        return LlamaShape(**collect_sizes(args, cls.table))
-
-    @classmethod
     def check(cls, args: Any, task: Any) -> None:
         """As every decoder-only model's; also heads that do not divide (InputError)."""
         super().check(args, task)
         if args.decoder_attention_heads % args.key_heads:
             raise InputError(f"--key-heads {args.key_heads} is no divisor of {args.decoder_attention_heads} heads")
-
-    @classmethod
-    def owns(cls, names: Container[str]) -> bool:
-        """Tells by the names of a checkpoint's weights whether it is one of this model."""
-        return "encoder.embed_tokens.weight" not in names and "decoder.embed_positions.weight" not in names
 
 
 register_sizes("switchable_llama", SIZES, "7b", SwitchableLlamaModel.fill)

@@ -97,8 +97,7 @@ class SwitchableT5Model(TextModel):
         """Collects the sizes among the options."""
         return T5Shape(**collect_sizes(args, cls.table))
 
-    @classmethod
-    def owns(cls, names: Container[str]) -> bool:
+    def owns(self, names: Container[str]) -> bool:
         """Tells by the names of a checkpoint's weights whether it is one of this model."""
         return "encoder.relative_bias.embedding.weight" in names
 

@@ -60,8 +60,7 @@ class TextModel(SwitchableModel, FairseqEncoderDecoderModel):
         if task.source_dictionary != task.target_dictionary:
             raise InputError(f"{cls.name} has one embedding for source and target: give both the same dictionary")
 
-    @classmethod
-    def owns(cls, names: Container[str]) -> bool:
+    def owns(self, names: Container[str]) -> bool:
         """Tells by the names of a checkpoint's weights whether it is one of this model."""
         raise NotImplementedError
 
