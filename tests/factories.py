@@ -36,12 +36,13 @@ T5_VARIANTS = {
     "T5 1.0": {**T5, "feed_forward": "relu", "share_decoder_input_output_embed": True, "attention_head_dim": 12},
     "T5, cross-attention apart": {**T5, "sd_cross_attention_apart": True},
 }
-# heads in groups and a head of its own; every head its own keys, the head tied
-LLAMA_VARIANTS = {
+# decoder-only: heads in groups and a head of its own; every head its own keys, the head tied; learned positions
+PROMPT_VARIANTS = {
     "LLaMA": {"arch": "switchable_llama_tiny"},
     "LLaMA, tied": {"arch": "switchable_llama_tiny", "share_decoder_input_output_embed": True, "key_heads": 4},
+    "GPT-2": {"arch": "switchable_gpt2_tiny"},
 }
-LLAMA_OPTIONS = {"decoder_embed_dim": 32, "decoder_ffn_embed_dim": 64, "attention_head_dim": 12}
+PROMPT_OPTIONS = {"decoder_embed_dim": 32, "decoder_ffn_embed_dim": 64}
 
 
 class Batch(NamedTuple):
@@ -119,11 +120,13 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
     import sd_fairseq.plugin.models.switchable_bart  # noqa: F401  # registers the architectures
+    import sd_fairseq.plugin.models.switchable_gpt2  # noqa: F401
     import sd_fairseq.plugin.models.switchable_llama  # noqa: F401
     import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 
     dictionary = dictionary or build_dictionary()
-    sizes = {**TINY_OPTIONS, **(LLAMA_OPTIONS if "llama" in arch else {})}
+    head = {"attention_head_dim": 12} if "llama" in arch else {}  # A is not C
+    sizes = {**TINY_OPTIONS, **(PROMPT_OPTIONS if "llama" in arch or "gpt2" in arch else {}), **head}
     args = argparse.Namespace(arch=arch, task="translation", **{**sizes, **overrides})
     ARCH_CONFIG_REGISTRY[arch](args)
     cfg = SimpleNamespace(**(task_options or {}))
@@ -131,6 +134,8 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and not name.startswith("encoder.policy."):
+            torch.nn.init.normal_(parameter, std=0.15)
+        elif "gpt2" in arch and name.endswith("bias") and not name.startswith("encoder.policy."):
             torch.nn.init.normal_(parameter, std=0.15)
     with torch.no_grad():  # hypotheses end at different steps only if their end is probable now and then
         head = getattr(model.decoder, "output_projection", None) or model.decoder.embed_tokens  # BART's are one

@@ -8,35 +8,39 @@ from typing import Callable, Dict, Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = {
+TANH_GELU = partial(F.gelu, approximate="tanh")
+KINDS: Dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
-    "gelu": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu-tanh": TANH_GELU,
+    "gated-gelu": TANH_GELU,  # T5's
+    "gated-silu": F.silu,
 }
-KINDS = ("relu", "gated-gelu", "gated-silu")  # as Hugging Face's configurations name them
 
 
 class FeedForward(nn.Module):
-    """``fc2(activation(fc1(x)))``, or ``fc2(activation(gate(x)) * fc1(x))``; no biases.
+    """``fc2(activation(fc1(x)))``, or ``fc2(activation(gate(x)) * fc1(x))``.
 
     Args:
         dim: C.
         ffn_dim: F.
         kind: activation, and ``gated-`` before it for a gate; see :data:`KINDS`.
         dropout: of the inner states.
+        biases: of every product.
 
     Raises:
         ValueError: another kind.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, kind: str, dropout: float = 0.0):
+    def __init__(self, dim: int, ffn_dim: int, kind: str, dropout: float = 0.0, biases: bool = False):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"feed-forward kind {kind!r} is not one of {', '.join(KINDS)}")
-        self.activation, self.dropout = ACTIVATIONS[kind.replace("gated-", "")], dropout
-        self.fc1 = nn.Linear(dim, ffn_dim, bias=False)
-        self.gate: Optional[nn.Linear] = nn.Linear(dim, ffn_dim, bias=False) if kind.startswith("gated-") else None
-        self.fc2 = nn.Linear(ffn_dim, dim, bias=False)
+        self.activation, self.dropout = KINDS[kind], dropout
+        self.fc1 = nn.Linear(dim, ffn_dim, bias=biases)
+        gated = kind.startswith("gated-")
+        self.gate: Optional[nn.Linear] = nn.Linear(dim, ffn_dim, bias=biases) if gated else None
+        self.fc2 = nn.Linear(ffn_dim, dim, bias=biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, B, C] -> [T, B, C]."""

@@ -15,6 +15,7 @@ check_command_line(sys.argv)
 
 import sd_fairseq.plugin.criterions.sd_policy_criterion  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_bart  # noqa: E402, F401
+import sd_fairseq.plugin.models.switchable_gpt2  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_llama  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_t5  # noqa: E402, F401
 import sd_fairseq.plugin.scoring  # noqa: E402, F401

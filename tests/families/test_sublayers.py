@@ -45,7 +45,7 @@ def test_feed_forward_with_and_without_a_gate():
     inner = F.gelu(x @ gated.gate.weight.t(), approximate="tanh") * (x @ gated.fc1.weight.t())
     torch.testing.assert_close(gated(x), inner @ gated.fc2.weight.t())
     torch.testing.assert_close(plain(x), F.relu(x @ plain.fc1.weight.t()) @ plain.fc2.weight.t())
-    with pytest.raises(ValueError, match="'swish' is not one of relu, gated-gelu, gated-silu"):
+    with pytest.raises(ValueError, match="'swish' is not one of relu, gelu, gelu-tanh, gated-gelu, gated-silu"):
         FeedForward(6, 10, "swish")
 
 

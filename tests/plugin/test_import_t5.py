@@ -137,7 +137,7 @@ def refuse(folder, output, text):
 @pytest.mark.parametrize(
     "changed,text",
     [
-        ({"model_type": "bart"}, "model_type is 'bart', expected one of llama, mt5, t5"),
+        ({"model_type": "bart"}, "model_type is 'bart', expected one of gpt2, llama, mt5, t5"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
         ({"d_kv": None}, "has no d_kv"),
         ({"d_kv": 5}, "of shape"),

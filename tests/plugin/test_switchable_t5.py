@@ -153,13 +153,11 @@ def test_float16_is_refused_after_loading_too():
 
 
 def test_two_dictionaries_are_refused():
-    from sd_fairseq.plugin.models.switchable_t5 import check_t5, fill_sizes
-
     args = argparse.Namespace()
-    fill_sizes(args, "tiny")
+    SwitchableT5Model.fill(args, SIZES["tiny"])
     task = SimpleNamespace(source_dictionary=build_dictionary(), target_dictionary=build_dictionary(7))
     with pytest.raises(InputError, match="give both the same dictionary"):
-        check_t5(args, task)
+        SwitchableT5Model.check(args, task)
 
 
 def test_checkpoints_load_with_and_without_a_policy_and_foreign_ones_are_named():

@@ -21,6 +21,27 @@ THETA = 5000.0
 PROMPTS, ANSWERS = (40, 23, 9, 3, 2), (5, 12, 3, 8, 6)
 
 
+def record(model, folder, tied, words):
+    """Writes weights, random sequences in two parts, and the logits of the second."""
+    rows = len(PROMPTS), max(PROMPTS), max(ANSWERS)
+    prompts, answers = torch.zeros(rows[0], rows[1]).long(), torch.zeros(rows[0], rows[2]).long()
+    logits = torch.zeros(rows[0], rows[2], words)
+    for row, (length, steps) in enumerate(zip(PROMPTS, ANSWERS)):
+        sequence = torch.randint(4, words, (1, length + steps))
+        with torch.no_grad():
+            found = model(input_ids=sequence).logits[0]
+        prompts[row, :length], answers[row, :steps] = sequence[0, :length], sequence[0, length:]
+        logits[row, :steps] = found[length - 1 : -1]  # what the prompt's last token and the answer's tokens predict
+    os.makedirs(folder, exist_ok=True)
+    weights = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    if tied:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, os.path.join(folder, "model.safetensors"))
+    lengths = {"prompt_lengths": torch.tensor(PROMPTS), "answer_lengths": torch.tensor(ANSWERS)}
+    expected = {"prompts": prompts, "answers": answers, "logits": logits, **lengths}
+    save_file(expected, os.path.join(folder, "expected.safetensors"))
+
+
 def make(name, kind):
     torch.manual_seed(20260102)
     config = LlamaConfig(**SIZES, **kind, rope_parameters={"rope_type": "default", "rope_theta": THETA})
@@ -28,24 +49,8 @@ def make(name, kind):
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3 + ("norm" in key))
-    rows = len(PROMPTS), max(PROMPTS), max(ANSWERS)
-    prompts, answers = torch.zeros(rows[0], rows[1]).long(), torch.zeros(rows[0], rows[2]).long()
-    logits = torch.zeros(rows[0], rows[2], SIZES["vocab_size"])
-    for row, (length, steps) in enumerate(zip(PROMPTS, ANSWERS)):
-        sequence = torch.randint(4, SIZES["vocab_size"], (1, length + steps))
-        with torch.no_grad():
-            found = model(input_ids=sequence).logits[0]
-        prompts[row, :length], answers[row, :steps] = sequence[0, :length], sequence[0, length:]
-        logits[row, :steps] = found[length - 1 : -1]  # what the prompt's last token and the answer's tokens predict
     folder = os.path.join(HERE, name)
-    os.makedirs(folder, exist_ok=True)
-    weights = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    if kind["tie_word_embeddings"]:
-        weights.pop("lm_head.weight", None)
-    save_file(weights, os.path.join(folder, "model.safetensors"))
-    lengths = {"prompt_lengths": torch.tensor(PROMPTS), "answer_lengths": torch.tensor(ANSWERS)}
-    expected = {"prompts": prompts, "answers": answers, "logits": logits, **lengths}
-    save_file(expected, os.path.join(folder, "expected.safetensors"))
+    record(model, folder, kind["tie_word_embeddings"], SIZES["vocab_size"])
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as text:
         json.dump({"model_type": "llama", **SIZES, **kind, "rope_theta": THETA}, text, indent=1)
         text.write("\n")

@@ -1,7 +1,8 @@
 """Makes a switchable checkpoint of another package's pretrained model: ``sd-import SOURCE OUT``.
 
 SOURCE is a folder, Hugging Face's (``config.json`` and weights) or of ONNX graphs (``encoder.onnx``, ``decoder.onnx``),
-or a ``.gguf`` file. The checkpoint has no policy; a model that loads it starts with a fresh one, every switch open.
+a ``.gguf`` file, or a checkpoint of fairseq's ``transformer_lm``. The checkpoint has no policy; a model that loads it
+starts with a fresh one, every switch open.
 """
 
 from __future__ import annotations
@@ -10,19 +11,31 @@ import argparse
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
+import sd_fairseq.plugin.models.switchable_gpt2
 import sd_fairseq.plugin.models.switchable_llama
 import sd_fairseq.plugin.models.switchable_t5  # noqa: F401
 from sd_fairseq.plugin.convert.plain_checkpoint import plain_checkpoint, plain_options, write_checkpoint
-from sd_fairseq.plugin.convert.weights import gguf, huggingface, llama, llama_gguf, onnx, t5
+from sd_fairseq.plugin.convert.weights import (
+    byte_level,
+    gguf,
+    gpt2,
+    huggingface,
+    llama,
+    llama_gguf,
+    onnx,
+    t5,
+    transformer_lm,
+)
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.text.identity_dictionary import IdentityDictionary
 from sd_fairseq.user_files import open_input
 from sd_fairseq.whole_files import write_with
 
-FAMILIES: Dict[str, Any] = {"t5": t5, "mt5": t5, "llama": llama}  # by Hugging Face's model_type
+FAMILIES: Dict[str, Any] = {"t5": t5, "mt5": t5, "gpt2": gpt2, "llama": llama}  # by Hugging Face's model_type
 EMBEDDING = "decoder.embed_tokens.weight"
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 # fairseq's commands look for one of each language; all are the same
@@ -38,17 +51,21 @@ class Source(NamedTuple):
         weights: under our names.
         parts: names of fairseq's symbols -> the ids that play their part.
         tokenizer: name and content of its file, or None.
+        symbols: the dictionary; None = the ids are the symbols.
     """
 
     architecture: str
     options: Dict[str, Any]
     weights: Dict[str, Tensor]
     parts: Dict[str, int]
-    tokenizer: Optional[Tuple[str, bytes]]
+    tokenizer: Optional[Tuple[str, bytes]] = None
+    symbols: Optional[Dictionary] = None
 
     @property
-    def dictionary(self) -> IdentityDictionary:
+    def dictionary(self) -> Dictionary:
         """The model's ids, and behind them what was added."""
+        if self.symbols is not None:
+            return self.symbols
         rows = self.weights[EMBEDDING].size(0)
         return IdentityDictionary.of_size(rows + self.options.get("added_symbols", 0), self.parts)
 
@@ -62,9 +79,11 @@ def read_source(place: str) -> Source:
     """
     if os.path.isfile(place) and place.endswith(".gguf"):
         return read_gguf_file(place)
+    if os.path.isfile(place) and place.endswith(".pt"):
+        return read_fairseq_file(place)
     if not os.path.isdir(place):
         raise InputError(
-            f"{place}: no such folder, expected Hugging Face's, encoder.onnx and decoder.onnx, or a .gguf file"
+            f"{place}: no such folder, expected Hugging Face's, encoder.onnx and decoder.onnx, a .gguf or a .pt file"
         )
     tokenizer = read_tokenizer(place)
     if onnx.is_package(place):
@@ -90,6 +109,12 @@ def read_gguf_file(path: str) -> Source:
     return make_source(llama, config, options, weights, content)
 
 
+def read_fairseq_file(path: str) -> Source:
+    """Reads a checkpoint of fairseq's ``transformer_lm``; its ``dict.txt`` stands beside it or with its data."""
+    found = transformer_lm.read(path)
+    return Source(gpt2.ARCHITECTURE, found["options"], found["weights"], {}, symbols=found["dictionary"])
+
+
 def make_source(
     family: Any,
     config: Dict[str, Any],
@@ -103,8 +128,8 @@ def make_source(
         raise InputError("weights without an embedding")
     rows = translated[EMBEDDING].size(0)
     parts = family.parts_of(config, rows)
-    if family is llama:
-        options["added_symbols"] = max(0, max(parts.values()) + 1 - rows)
+    added = max(parts.values()) + 1 - rows
+    options.update({"added_symbols": added} if added > 0 else {})
     return Source(family.ARCHITECTURE, options, translated, parts, tokenizer)
 
 
@@ -115,7 +140,8 @@ def read_tokenizer(folder: str) -> Optional[Tuple[str, bytes]]:
         if os.path.isfile(path):
             with open_input(path) as stream:
                 return name, stream.read()
-    return None
+    content = byte_level.read_parts(folder)
+    return None if content is None else (TOKENIZERS[0], content.encode("utf-8"))
 
 
 def build(source: Source) -> Any:

@@ -18,7 +18,7 @@ SIZES = (
     *("layernorm_embedding", "no_scale_embedding", "share_all_embeddings", "share_decoder_input_output_embed"),
     *("decoder_input_dim", "decoder_output_dim", "activation_fn"),
     *("attention_head_dim", "feed_forward", "relative_buckets", "relative_distance"),
-    *("key_heads", "rotary_theta", "layer_norm_epsilon", "added_symbols"),
+    *("key_heads", "rotary_theta", "layer_norm_epsilon", "added_symbols", "positions", "embed_scale"),
 )
 POSITIONS = ("max_source_positions", "max_target_positions")
 # of a policy that the checkpoint holds

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.execution.decoder_plan import compact_order
-from sd_fairseq.execution.encoder_flow import EncoderFlow
 from sd_fairseq.execution.layer_rows import LayerRows
 from sd_fairseq.execution.sublayers import find_kept_rows, select_rows
-from sd_fairseq.families.attention import causal_scores, padding_scores, reorder_cache
-from sd_fairseq.families.llama import LlamaLayer, LlamaShape, PromptMemory, PromptTokens
-from sd_fairseq.families.norms import RMSNorm, divide_by_rms
-from sd_fairseq.plugin.models.decoder_flow import DecoderFlow, IncrementalState
+from sd_fairseq.families.attention import causal_scores, padding_scores
+from sd_fairseq.families.prompt_layer import DecoderShape, PromptMemory, PromptTokens
+from sd_fairseq.plugin.models.decoder_flow import IncrementalState
+from sd_fairseq.plugin.models.text_stacks import TextDecoder, TextEncoder
 
 
-class AnswerDecoder(DecoderFlow, FairseqIncrementalDecoder):
+class AnswerDecoder(TextDecoder):
     """Writes the answer along the prompt's decisions.
 
     Args:
@@ -36,20 +35,16 @@ class AnswerDecoder(DecoderFlow, FairseqIncrementalDecoder):
 
     attention_layer = -1  # no cross-attention whose weights could be shown
 
-    def __init__(self, shape: LlamaShape, dictionary: Any, embed_tokens: nn.Embedding, max_positions: int):
+    def __init__(self, shape: DecoderShape, dictionary: Any, embed_tokens: nn.Embedding, max_positions: int):
         FairseqIncrementalDecoder.__init__(self, dictionary)
         self.longest, self.dropout, self.num_layers = max_positions, shape.dropout, shape.layers
         self.padding_idx, self.eos = dictionary.pad(), dictionary.eos()
         self.embed_tokens = embed_tokens
-        self.layers = nn.ModuleList(LlamaLayer(shape, index) for index in range(shape.layers))
-        self.layer_norm = RMSNorm(shape.dim, shape.eps)
+        self.layers = nn.ModuleList(shape.make_layer(index) for index in range(shape.layers))
+        self.layer_norm = shape.make_norm()
         self.output_projection: Optional[nn.Linear] = None
         if not shape.tied_head:
             self.output_projection = nn.Linear(shape.dim, embed_tokens.num_embeddings, bias=False)
-
-    def max_positions(self) -> int:
-        """Longest target, in tokens."""
-        return self.longest
 
     def embed_target(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
@@ -59,8 +54,40 @@ class AnswerDecoder(DecoderFlow, FairseqIncrementalDecoder):
             last = encoder_out["last_tokens"][0]
             last = last.repeat_interleave(tokens.size(0) // last.size(0))  # [R]
             tokens = torch.cat([last.unsqueeze(1), tokens[:, 1:]], dim=1)
-        tokens = tokens if incremental_state is None else tokens[:, -1:]
-        return embed(self.embed_tokens, tokens).transpose(0, 1), None  # [T, R, C]
+        positions = self._starts(encoder_out, tokens.size(0), incremental_state).unsqueeze(1)
+        positions = positions + torch.arange(tokens.size(1), device=tokens.device)  # [R, T]
+        if incremental_state is not None:
+            tokens, positions = tokens[:, -1:], positions[:, -1:]
+        return self.embed(tokens, positions).transpose(0, 1), None  # [T, R, C]
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Embeds tokens; an added symbol, which is padding, as the first row, and nobody sees it.
+
+        Args:
+            tokens: LongTensor [R, T].
+            positions: LongTensor [R or 1, T], where they stand in the sequence; of no use where the layers place them.
+
+        Returns:
+            [R, T, C].
+        """
+        embedded = self.embed_tokens(tokens.masked_fill(tokens >= self.embed_tokens.num_embeddings, 0))
+        return F.dropout(embedded, self.dropout, self.training)
+
+    def _starts(self, encoder_out: Dict[str, list], rows: int, incremental_state: Optional[IncrementalState]) -> Tensor:
+        """Returns the position of every row's first token, LongTensor [R]; a search keeps them from its first step."""
+        saved: Any = None
+        if incremental_state is not None:
+            saved = self.get_incremental_state(incremental_state, "starts")
+        if saved:
+            return saved["starts"]
+        lengths = encoder_out["src_lengths"][0].view(-1).long()  # [B]
+        starts = lengths.repeat_interleave(rows // lengths.size(0))
+        if incremental_state is not None:
+            self._keep_starts(incremental_state, starts)
+        return starts
+
+    def _keep_starts(self, incremental_state: IncrementalState, starts: Tensor) -> None:
+        self.set_incremental_state(incremental_state, "starts", {"starts": starts})
 
     def self_attention_mask(self, x: Tensor, steps: int, causal: bool) -> Tensor:
         """Returns the causal mask [1, 1, T, tokens so far], zeros in a search."""
@@ -74,23 +101,12 @@ class AnswerDecoder(DecoderFlow, FairseqIncrementalDecoder):
         """The last norm: [T, R, C] -> [R, T, C]."""
         return self.layer_norm(x).transpose(0, 1)
 
-    def reorder_cache(self, layer: int, site: str, incremental_state: IncrementalState, order: Tensor) -> None:
-        """Selects the rows ``order`` of the answer's cache or the prompt's (none where no row ever ran it)."""
-        cache = self.layers[layer].cache_of(site, incremental_state)
-        if cache:
-            reorder_cache(cache, order)
-
-    def forward(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[Dict[str, list]] = None,
-        incremental_state: Optional[IncrementalState] = None,
-        features_only: bool = False,
-        **unused: Any,
-    ) -> Tuple[Tensor, Dict[str, list]]:
-        """Features [R, T, C], or logits [R, T, V], and what goes with them."""
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), extra
+    def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+        """As every flow's; the rows' first positions go along."""
+        starts: Any = self.get_incremental_state(incremental_state, "starts")
+        if starts:
+            self._keep_starts(incremental_state, starts["starts"].index_select(0, new_order))
+        super().reorder_incremental_state_scripting(incremental_state, new_order)
 
     def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
         """[R, T, C] -> [R, T, V]; an added symbol gets its position's smallest logit, finite for label smoothing."""
@@ -102,7 +118,7 @@ class AnswerDecoder(DecoderFlow, FairseqIncrementalDecoder):
         return torch.cat([logits, logits.min(dim=-1, keepdim=True).values.expand(*logits.shape[:-1], added)], dim=-1)
 
 
-class PromptEncoder(EncoderFlow, FairseqEncoder):
+class PromptEncoder(TextEncoder):
     """Reads the prompt, decides and drops tokens.
 
     Args:
@@ -115,7 +131,7 @@ class PromptEncoder(EncoderFlow, FairseqEncoder):
 
     def __init__(
         self,
-        shape: LlamaShape,
+        shape: DecoderShape,
         decoder: AnswerDecoder,
         space: DecisionSpace,
         policy: Optional[nn.Module],
@@ -123,13 +139,9 @@ class PromptEncoder(EncoderFlow, FairseqEncoder):
     ):
         FairseqEncoder.__init__(self, decoder.dictionary)
         # plain references: the decoder registers them, and a checkpoint holds them once
-        self.__dict__["layers"], self.__dict__["embed_tokens"] = decoder.layers, decoder.embed_tokens
+        self.__dict__.update(layers=decoder.layers, embed_tokens=decoder.embed_tokens, decoder=decoder)
         self.space, self.policy, self.longest = space, policy, max_positions
         self.padding_idx, self.eps, self.num_layers = decoder.padding_idx, shape.eps, shape.layers
-
-    def max_positions(self) -> int:
-        """Longest source, in tokens."""
-        return self.longest
 
     def choose_tokens(self, src_tokens: Tensor) -> Tensor:
         """Left-pads the prompt and leaves out its last token and the end-of-sentence symbol: [B, S] -> [B, S - 2]."""
@@ -139,8 +151,12 @@ class PromptEncoder(EncoderFlow, FairseqEncoder):
     def embed_source(
         self, src_tokens: Tensor, token_embeddings: Optional[Tensor], padding_mask: Optional[Tensor]
     ) -> Tuple[Tensor, Tensor]:
-        """Embeds tokens; positions enter as rotations."""
-        embedded = embed(self.embed_tokens, src_tokens)  # [B, S, C]
+        """Embeds as the decoder does; padding in front of a prompt takes no position."""
+        if padding_mask is None:
+            positions = torch.arange(src_tokens.size(1), device=src_tokens.device).unsqueeze(0)  # [1, S]
+        else:
+            positions = ((~padding_mask).cumsum(dim=1) - 1).clamp(min=0)  # [B, S]
+        embedded = self.decoder.embed(src_tokens, positions)  # [B, S, C]
         return embedded.transpose(0, 1), embedded
 
     def describe_tokens(self, x: Tensor, padding_mask: Optional[Tensor], positions: Optional[Tensor]) -> PromptTokens:
@@ -156,10 +172,6 @@ class PromptEncoder(EncoderFlow, FairseqEncoder):
     def run_layer(self, index: int, x: Tensor, tokens: PromptTokens, rows: LayerRows) -> Tensor:
         """Runs a layer; ``tokens`` is what :meth:`describe_tokens` returned."""
         return self.layers[index].read_prompt(x, tokens, rows)
-
-    def view_for_policy(self, x: Tensor) -> Tensor:
-        """Each token's state divided by its root mean square, as of every pre-norm family."""
-        return divide_by_rms(x, self.eps)
 
     def more_outputs(self, src_tokens: Tensor, first: PromptTokens, rest: PromptTokens, rows: Any) -> Dict[str, list]:
         """The prompt's last tokens [[B]], and its memory, one a layer.
@@ -206,8 +218,3 @@ def align_right(tokens: Tensor, padding: int) -> Tensor:
     """Moves all padding to the left: [B, S] -> [B, S]."""
     order = torch.argsort(tokens.ne(padding).to(torch.uint8), dim=1, stable=True)
     return tokens.gather(1, order)
-
-
-def embed(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-    """Looks tokens up; an added symbol, which is padding, as the first row, and nobody sees it."""
-    return embedding(tokens.masked_fill(tokens >= embedding.num_embeddings, 0))

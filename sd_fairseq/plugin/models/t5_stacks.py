@@ -10,21 +10,17 @@ from fairseq.models import FairseqEncoder, FairseqIncrementalDecoder
 from torch import Tensor, nn
 
 from sd_fairseq.decision.decisions import DecisionSpace
-from sd_fairseq.execution.encoder_flow import EncoderFlow
 from sd_fairseq.execution.layer_rows import LayerRows
-from sd_fairseq.families.attention import causal_scores, padding_scores, reorder_cache
-from sd_fairseq.families.norms import RMSNorm, divide_by_rms
+from sd_fairseq.families.attention import causal_scores, padding_scores
+from sd_fairseq.families.norms import RMSNorm
 from sd_fairseq.families.positions import RelativeBias
 from sd_fairseq.families.t5 import T5DecoderLayer, T5EncoderLayer, T5Shape
-from sd_fairseq.plugin.models.decoder_flow import DecoderFlow, IncrementalState
+from sd_fairseq.plugin.models.decoder_flow import IncrementalState
+from sd_fairseq.plugin.models.text_stacks import TextDecoder, TextEncoder
 
 
-class SwitchableT5Encoder(EncoderFlow, FairseqEncoder):
+class SwitchableT5Encoder(TextEncoder):
     """A T5 encoder that decides and skips.
-
-    Choice: the policy reads the mean of states that are divided by their own root mean square. A pre-norm model adds up
-    its sub-layers' outputs without ever normalising the sum: of a trained T5 some dimensions reach thousands, and would
-    be all that a policy sees.
 
     Args:
         shape: the model's sizes.
@@ -46,16 +42,12 @@ class SwitchableT5Encoder(EncoderFlow, FairseqEncoder):
     ):
         FairseqEncoder.__init__(self, dictionary)
         self.space, self.policy, self.longest = space, policy, max_positions
-        self.padding_idx = dictionary.pad()
+        self.padding_idx, self.eps = dictionary.pad(), shape.eps
         self.embed_tokens = embed_tokens
         self.dropout, self.num_layers = shape.dropout, shape.encoder_layers
         self.relative_bias = RelativeBias(shape.heads, shape.buckets, shape.farthest, both_ways=True)
         self.layers = nn.ModuleList(T5EncoderLayer(shape) for _ in range(shape.encoder_layers))
         self.layer_norm = RMSNorm(shape.dim, shape.eps)
-
-    def max_positions(self) -> int:
-        """Longest source, in tokens."""
-        return self.longest
 
     def embed_source(
         self, src_tokens: Tensor, token_embeddings: Optional[Tensor], padding_mask: Optional[Tensor]
@@ -79,12 +71,8 @@ class SwitchableT5Encoder(EncoderFlow, FairseqEncoder):
         """The stack's last norm."""
         return F.dropout(self.layer_norm(x), self.dropout, self.training)
 
-    def view_for_policy(self, x: Tensor) -> Tensor:
-        """Each token's state divided by its root mean square."""
-        return divide_by_rms(x, self.layer_norm.eps)
 
-
-class SwitchableT5Decoder(DecoderFlow, FairseqIncrementalDecoder):
+class SwitchableT5Decoder(TextDecoder):
     """A T5 decoder that skips what the decisions in ``encoder_out`` say.
 
     fairseq begins a target with the end-of-sentence symbol, T5 with its padding row: the first is read as the second.
@@ -113,10 +101,6 @@ class SwitchableT5Decoder(DecoderFlow, FairseqIncrementalDecoder):
         if not shape.tied_head:
             self.output_projection = nn.Linear(shape.dim, embed_tokens.num_embeddings, bias=False)
 
-    def max_positions(self) -> int:
-        """Longest target, in tokens."""
-        return self.longest
-
     def embed_target(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
     ) -> Tuple[Tensor, Optional[Tensor]]:
@@ -138,34 +122,6 @@ class SwitchableT5Decoder(DecoderFlow, FairseqIncrementalDecoder):
     def finish(self, x: Tensor) -> Tensor:
         """The stack's last norm: [T, R, C] -> [R, T, C]."""
         return F.dropout(self.layer_norm(x), self.dropout, self.training).transpose(0, 1)
-
-    def reorder_cache(self, layer: int, site: str, incremental_state: IncrementalState, order: Tensor) -> None:
-        """Selects the rows ``order`` of one attention's cache (none where no row ever ran it)."""
-        cache = self.layers[layer].cache_of(site, incremental_state)
-        if cache:
-            reorder_cache(cache, order)
-
-    def forward(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[Dict[str, list]] = None,
-        incremental_state: Optional[IncrementalState] = None,
-        features_only: bool = False,
-        full_context_alignment: bool = False,
-        alignment_layer: Optional[int] = None,
-        alignment_heads: Optional[int] = None,
-        **unused: Any,
-    ) -> Tuple[Tensor, Dict[str, list]]:
-        """Features of :meth:`extract_features` [R, T, C], or logits [R, T, V], and what goes with them."""
-        x, extra = self.extract_features(
-            prev_output_tokens,
-            encoder_out,
-            incremental_state,
-            full_context_alignment,
-            alignment_layer,
-            alignment_heads,
-        )
-        return (x if features_only else self.output_layer(x)), extra
 
     def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
         """[R, T, C] -> [R, T, V]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sd_fairseq.plugin.convert.weights.safetensors import read_safetensors
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.text.identity_dictionary import EOS, PAD
 from sd_fairseq.user_files import read_json_object
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -75,3 +76,18 @@ def read_bin(path: str) -> Dict[str, Tensor]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds a {type(found).__name__}, expected a table of tensors")
     return {name: value for name, value in found.items() if torch.is_tensor(value)}
+
+
+def find_parts(config: Dict[str, Any], rows: int, end: int) -> Dict[str, int]:
+    """Returns the ids of end and padding; padding is added behind the last row where the model has none of its own.
+
+    Args:
+        config: ``config.json``.
+        rows: of the embedding.
+        end: where the configuration does not say.
+    """
+    found = config.get("eos_token_id", end)
+    found = found[0] if isinstance(found, list) else end if found is None else found
+    padding = config.get("pad_token_id")
+    taken = padding is None or not 0 <= padding < rows or padding == found
+    return {EOS: found, PAD: rows if taken else padding}

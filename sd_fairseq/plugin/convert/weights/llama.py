@@ -7,8 +7,9 @@ from typing import Any, Dict
 
 from torch import Tensor
 
+from sd_fairseq.plugin.convert.weights.huggingface import find_parts
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.text.identity_dictionary import EOS, PAD, UNK
+from sd_fairseq.plugin.text.identity_dictionary import UNK
 
 ARCHITECTURE = "switchable_llama"
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
@@ -98,8 +99,5 @@ def parts_of(config: Dict[str, Any], rows: int) -> Dict[str, int]:
         config: ``config.json``.
         rows: of the embedding.
     """
-    end = config.get("eos_token_id", 2)
-    end = end[0] if isinstance(end, list) else end
-    padding = config.get("pad_token_id")
-    taken = padding is None or not 0 <= padding < rows or padding == end
-    return {EOS: end, PAD: rows if taken else padding, **({UNK: 0} if 0 not in (end, padding) else {})}
+    parts = find_parts(config, rows, end=2)
+    return {**parts, **({UNK: 0} if 0 not in parts.values() else {})}

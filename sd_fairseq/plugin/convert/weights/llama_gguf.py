@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Dict, Optional
 
 from torch import Tensor
 
+from sd_fairseq.plugin.convert.weights.byte_level import tokenizer_content
 from sd_fairseq.plugin.convert.weights.gguf import GGUF
 from sd_fairseq.plugin.guards.errors import InputError
 
@@ -95,33 +95,6 @@ def tokenizer_of(file: GGUF) -> Optional[str]:
     if about.get("tokenizer.ggml.model") != "gpt2" or pre not in PRE_TOKENIZERS:
         return None
     tokens, kinds = about["tokenizer.ggml.tokens"], about["tokenizer.ggml.token_type"]
-    about_token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [
-        {"id": index, "content": token, **about_token}
-        for index, (token, kind) in enumerate(zip(tokens, kinds))
-        if kind == CONTROL
-    ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = [{"type": "Digits", "individual_digits": True}] if PRE_TOKENIZERS[pre] else []
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*digits, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": about["tokenizer.ggml.merges"],
-        },
-    }
-    return json.dumps(content, ensure_ascii=False)
+    special = [token for token, kind in zip(tokens, kinds) if kind == CONTROL]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return tokenizer_content(vocabulary, about["tokenizer.ggml.merges"], special, PRE_TOKENIZERS[pre])

@@ -1,4 +1,4 @@
-"""A decoder-only model under the laws of all families: the source is its prompt, the target its answer."""
+"""Decoder-only models under the laws of all families: the source is the prompt, the target the answer."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from factories import (
-    LLAMA_VARIANTS,
+    PROMPT_VARIANTS,
     along,
     build_model,
     generate,
@@ -16,11 +16,9 @@ from factories import (
     random_decisions,
     undecide,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from laws import check_traced_flops
 from training import build_samples, build_training
 
-from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.plugin.convert.import_model import build, read_source
 from sd_fairseq.plugin.convert.weights.safetensors import read_safetensors
@@ -28,10 +26,11 @@ from sd_fairseq.plugin.criterions.policy_step import Evaluator
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.fixed_path import parse_path, path_decisions
 
-REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "llama"  # by tests/reference/make_llama.py
+REFERENCE = Path(__file__).resolve().parents[1] / "reference"  # by make_llama.py and make_gpt2.py there
+REFERENCES = ["llama/grouped", "llama/tied", "gpt2/plain", "gpt2/untied"]
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
-every_variant = pytest.mark.parametrize("variant", LLAMA_VARIANTS)
-every_reference = pytest.mark.parametrize("kind", ["grouped", "tied"])
+every_variant = pytest.mark.parametrize("variant", PROMPT_VARIANTS)
+every_reference = pytest.mark.parametrize("kind", REFERENCES)
 
 
 def teacher_force(model, batch, decisions):
@@ -60,9 +59,10 @@ def test_logits_are_hugging_faces_with_padding_on_either_side(kind, side):
 
 
 @torch.no_grad()
-def test_an_added_padding_symbol_is_never_the_most_probable():
-    source = read_source(str(REFERENCE / "tied"))
-    assert source.parts == {"</s>": 2, "<pad>": 48, "<unk>": 0} and len(source.dictionary) == 49
+@pytest.mark.parametrize("kind,unknown", [("llama/tied", {"<unk>": 0}), ("gpt2/plain", {})])
+def test_an_added_padding_symbol_is_never_the_most_probable(kind, unknown):
+    source = read_source(str(REFERENCE / kind))
+    assert source.parts == {"</s>": 2, "<pad>": 48, **unknown} and len(source.dictionary) == 49
     logits = build(source)(torch.tensor([[5, 6, 7, 2]]), None, torch.tensor([[2, 9]]))[0]
     assert logits.shape == (1, 2, 49)
     assert torch.equal(logits[..., 48], logits[..., :48].min(dim=-1).values)
@@ -71,7 +71,7 @@ def test_an_added_padding_symbol_is_never_the_most_probable():
 @torch.no_grad()
 @every_variant
 def test_batch_mates_and_padding_change_no_examples_output(variant):
-    model, batch = build_model(**LLAMA_VARIANTS[variant]), random_batch()
+    model, batch = build_model(**PROMPT_VARIANTS[variant]), random_batch()
     decisions = random_decisions(model.space, 6)
     together = teacher_force(model, batch, decisions)[0]
     for row in range(6):
@@ -86,8 +86,12 @@ def test_batch_mates_and_padding_change_no_examples_output(variant):
 @every_variant
 @pytest.mark.parametrize("policy", ["network", "layerwise"])
 def test_batch_mates_change_no_examples_decisions(variant, policy):
-    model, batch = build_model(**LLAMA_VARIANTS[variant], sd_policy=policy), random_batch((20, 13, 7, 17, 4, 9, 11, 12))
+    model = build_model(**PROMPT_VARIANTS[variant], sd_policy=policy)
+    batch = random_batch((20, 13, 7, 17, 4, 9, 11, 12))
     undecide(model)
+    for name, parameter in model.encoder.policy.named_parameters():
+        if name.endswith("hidden.weight"):
+            parameter.mul_(5)  # what prompts have in common, positions and biases, must not decide alone
     together, extra = model(batch.src_tokens, None, batch.prev_output_tokens)
     assert extra["decisions"].count_distinct_paths() >= 3
     for row in range(8):
@@ -101,7 +105,7 @@ def test_batch_mates_change_no_examples_decisions(variant, policy):
 @every_variant
 @pytest.mark.parametrize("keep_probability", [0.2, 0.6])
 def test_cached_decoding_equals_uncached_decoding(variant, keep_probability):
-    model, batch = build_model(**LLAMA_VARIANTS[variant]), random_batch()
+    model, batch = build_model(**PROMPT_VARIANTS[variant]), random_batch()
     decisions = random_decisions(model.space, 6, keep_probability)
     expected = teacher_force(model, batch, decisions)[0]
     encoded, state = model.encoder(**along(batch, decisions)), {}
@@ -115,7 +119,7 @@ def test_cached_decoding_equals_uncached_decoding(variant, keep_probability):
 @every_variant
 def test_caches_follow_a_search_that_reorders_and_removes(variant):
     """Random reorderings; at the end every row must stand where decoding its own history anew would put it."""
-    model, batch = build_model(**LLAMA_VARIANTS[variant]), random_batch(target_length=6)
+    model, batch = build_model(**PROMPT_VARIANTS[variant]), random_batch(target_length=6)
     decisions, beam = random_decisions(model.space, 6, 0.5), 2
     encoded = model.encoder(**along(batch, decisions))
     rows = torch.arange(6).repeat_interleave(beam)  # the sentence of every row
@@ -136,7 +140,7 @@ def test_caches_follow_a_search_that_reorders_and_removes(variant):
 @every_variant
 @pytest.mark.parametrize("beam", [1, 4])
 def test_searching_a_batch_equals_searching_one_by_one_and_scores_what_teacher_forcing_gives(variant, beam):
-    model, batch = build_model(**LLAMA_VARIANTS[variant]), random_batch()
+    model, batch = build_model(**PROMPT_VARIANTS[variant]), random_batch()
     decisions = random_decisions(model.space, 6)
     together = generate([model], along(batch, decisions), beam)
     for row in range(6):
@@ -154,25 +158,13 @@ def test_searching_a_batch_equals_searching_one_by_one_and_scores_what_teacher_f
 @every_variant
 @pytest.mark.parametrize("beam", [1, 4])
 def test_traced_flops_of_generation_equal_the_closed_form_on_random_paths(variant, beam):
-    model = build_model(**LLAMA_VARIANTS[variant])
-    shape = dataclasses.replace(model.shape, policy_networks=0)
+    model = build_model(**PROMPT_VARIANTS[variant])
     for length in (19, 7, 4):
-        batch, decisions = random_batch([length]), random_decisions(model.space, 1, 0.5)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            hypotheses = generate([model], along(batch, decisions), beam, max_len_b=6)[0]
-        lengths = Lengths(batch.src_lengths, torch.tensor([max(len(one["tokens"]) for one in hypotheses)]), beam)
-        closed = int(path_flops("generation", shape, model.space, decisions, lengths))
-        assert counter.get_total_flops() == closed, (length, model.space.describe(decisions, 0))
-        keep = model.space.keep_all(1, torch.device("cpu"))
-        dense = dense_flops("generation", shape, model.space, lengths)
-        assert torch.equal(path_flops("generation", shape, model.space, keep, lengths), dense)
-        assert float(path_flops("paper", shape, model.space, decisions, lengths)) <= float(
-            dense_flops("paper", shape, model.space, lengths)
-        )
+        check_traced_flops(model, random_decisions(model.space, 1, 0.5), length, beam)
 
 
 def test_a_switch_counts_for_prompt_and_answer():
-    model = build_model(**LLAMA_VARIANTS["LLaMA"])
+    model = build_model(**PROMPT_VARIANTS["LLaMA"])
     decisions = random_decisions(model.space, 9, 0.5)
     assert torch.equal(decisions.encoder_attention, decisions.decoder_attention)
     assert torch.equal(decisions.encoder_ffn, decisions.decoder_ffn)
@@ -186,7 +178,7 @@ def test_a_switch_counts_for_prompt_and_answer():
 
 @torch.no_grad()
 def test_layer_1_shows_the_answer_the_whole_prompt_and_the_others_what_is_left():
-    model, batch = build_model(**LLAMA_VARIANTS["LLaMA"]), random_batch([22, 14])
+    model, batch = build_model(**PROMPT_VARIANTS["LLaMA"]), random_batch([22, 14])
     decisions = dataclasses.replace(
         model.space.keep_all(2, torch.device("cpu")),
         token_choice=torch.tensor([len(model.space.token_strategies) - 1] * 2),
@@ -196,9 +188,9 @@ def test_layer_1_shows_the_answer_the_whole_prompt_and_the_others_what_is_left()
 
 
 def test_layers_are_held_once():
-    model = build_model(**LLAMA_VARIANTS["LLaMA"])
+    model = build_model(**PROMPT_VARIANTS["LLaMA"])
     assert not [name for name in model.state_dict() if name.startswith("encoder.") and "policy" not in name]
-    other = build_model(**LLAMA_VARIANTS["LLaMA"])
+    other = build_model(**PROMPT_VARIANTS["LLaMA"])
     other.load_state_dict({name: value for name, value in model.state_dict().items() if "policy" not in name})
     assert other.encoder.layers[1] is other.decoder.layers[1]
 
@@ -207,7 +199,8 @@ def test_layers_are_held_once():
 @every_variant
 def test_training_with_the_policy_criterion_lowers_the_loss_and_moves_the_policy(variant, estimator):
     options = {"sd_preset": "paper", "sd_estimator": estimator, "sd_mode": "budget", "sd_flops_budget": 0.7}
-    training, (sample,) = build_training(LLAMA_VARIANTS[variant], **options), build_samples()
+    training, (sample,) = build_training(PROMPT_VARIANTS[variant], **options), build_samples()
+    training.optimizer.inner.param_groups[0]["lr"] = 0.01
     evaluator = Evaluator(training.model, sample, 1, 0.0)
     before, policy = evaluator.score(PathRequest())[0].nll, training.policy()
     for update in range(12):
@@ -217,7 +210,7 @@ def test_training_with_the_policy_criterion_lowers_the_loss_and_moves_the_policy
 
 
 def test_a_gated_path_has_the_values_and_the_gradient_of_the_skipping_path():
-    training, (sample,) = build_training(LLAMA_VARIANTS["LLaMA"]), build_samples()
+    training, (sample,) = build_training(PROMPT_VARIANTS["LLaMA"]), build_samples()
     decisions, found = random_decisions(training.model.space, 8), []
     for gated in (False, True):
         training.model.zero_grad()
@@ -242,4 +235,4 @@ def test_a_gated_path_has_the_values_and_the_gradient_of_the_skipping_path():
 )
 def test_options_that_the_model_does_not_go_with_are_refused(options, text):
     with pytest.raises(InputError, match=text):
-        build_model(**{**LLAMA_VARIANTS["LLaMA"], **options})
+        build_model(**{**PROMPT_VARIANTS["LLaMA"], **options})
