@@ -18,7 +18,9 @@ import torch
 from sd_fairseq.cost.path_flops import Lengths, path_flops, relative_flops
 from sd_fairseq.cost.sublayer_flops import ffn_flops, self_attention_flops
 from sd_fairseq.decision.decisions import Decisions
+from sd_fairseq.decision.given_policies import GivenPolicy
 from sd_fairseq.decision.token_strategies import kept_token_mask
+from sd_fairseq.plugin.generation.by_path import Pools, select
 from sd_fairseq.plugin.generation.fast_encoder import encode
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.generation.fast_weights import FastWeights
@@ -76,6 +78,13 @@ class Bench:
     def generate(self, decisions: Decisions) -> None:
         """Encoder and decoder."""
         self.decode(self.encode(decisions))
+
+    def step(self, part: Dict[str, Any]) -> List[None]:
+        """Generates a batch of fairseq's form along the deployed path, or the one that is asked for."""
+        self.batch = part["net_input"]["src_tokens"].size(0)
+        with torch.no_grad():
+            self.decode(encode(self.model, self.weights, part["net_input"]))
+        return [None] * self.batch
 
     def encoder_flops(self, decisions: Decisions) -> float:
         """FLOPs of the encoder's layers."""
@@ -161,6 +170,51 @@ def mixed_rows(bench: Bench, batch: int = 16) -> List[Dict[str, Any]]:
     return rows
 
 
+class PathOfDocument(GivenPolicy):
+    """Gives a document one of some paths, by its tokens.
+
+    Args:
+        paths: decisions of as many rows.
+    """
+
+    def __init__(self, paths: Decisions):
+        super().__init__()
+        self.paths = paths
+
+    def decide(self, src_tokens: torch.Tensor, padding_mask: torch.Tensor) -> Decisions:
+        """See :class:`GivenPolicy`."""
+        return self.paths.index_select(src_tokens.sum(dim=1) % len(self.paths))
+
+
+def pool_rows(bench: Bench, batch: int = 16, batches: int = 8, paths: int = 8) -> List[Dict[str, Any]]:
+    """A stream of documents of some paths, path by path, against batches as they come and against one path for all."""
+    before, policy = bench.batch, bench.model.encoder.policy
+    bench.use(batch * batches)
+    sample = {"net_input": bench.net_input}
+    policies = {
+        "some": PathOfDocument(measure.decisions_at(bench.space, paths, seed=1, **RATES["half"])),
+        "one": PathOfDocument(measure.decisions_at(bench.space, 1, **RATES["half"])),
+    }
+
+    def run(pool: int, kind: str) -> None:
+        bench.model.encoder.policy = policies[kind]
+        for rows in torch.arange(batch * batches).split(batch * pool):
+            Pools(pool, batch, None).generate(bench.step, [bench.model], select(sample, rows, 1))
+
+    runs = {
+        "by path": lambda: run(batches, "some"),
+        "as they come": lambda: run(1, "some"),
+        "one path": lambda: run(1, "one"),
+    }
+    seconds, rows = measure.take_turns(runs, bench.args.rounds), []
+    for peer in ("as they come", "one path"):
+        more = {"rates": "half", "paths": paths, "batches": batches}
+        rows.append(measure.row("pool-by-path", seconds["by path"], peer, seconds[peer], **more))
+    bench.use(before)
+    bench.model.encoder.policy = policy
+    return rows
+
+
 @torch.no_grad()
 def policy_rows(bench: Bench) -> List[Dict[str, Any]]:
     """Time of the policy itself in a generation that keeps everything."""
@@ -211,7 +265,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     bench = Bench(args, 1)
     common = {"precision": args.precision, "source": args.source_length, "beam": args.beam, "steps": STEPS}
-    parts = [sweep_rows] if args.sweep else [encoder_rows, decoder_rows, policy_rows, mixed_rows]
+    parts = [sweep_rows] if args.sweep else [encoder_rows, decoder_rows, policy_rows, mixed_rows, pool_rows]
     rows: List[Dict[str, Any]] = []
     for part in parts:
         if part is mixed_rows:

@@ -127,6 +127,12 @@ class Pools:
         of_batch = {"max_sentences": self.batch.sentences, "max_tokens": self.batch.tokens}
         return {name: None if limit is None else limit * self.batches for name, limit in of_batch.items()}
 
+    def warn(self) -> None:
+        """Says once that nothing is decided here."""
+        if not self.warned:
+            logger.warning("--sd-batch-by-path has no effect: no policy decides once a document here")
+        self.warned = True
+
     def generate(
         self,
         step: Callable[..., List[Any]],
@@ -150,13 +156,12 @@ class Pools:
         lengths = source.ne(padding).sum(dim=1).tolist()
         batches = self.batch.cut(list(range(len(lengths))), lengths)
         decisions = None
-        if decides_once(models):
+        if not decides_once(models):
+            self.warn()
+        elif len(batches) > 1:
             parts = [select(sample, torch.tensor(rows, device=source.device), padding) for rows in batches]
             decisions = join([models[0].encoder.decide(part["net_input"]["src_tokens"]) for part in parts])
             batches = group(decisions, models[0].space, lengths, self.batch)
-        elif not self.warned:
-            self.warned = True
-            logger.warning("--sd-batch-by-path has no effect: no policy decides once a document here")
         log = sample["net_input"].get("decision_log")
         logged: List[Decisions] = []
         order: List[int] = []
