@@ -28,6 +28,14 @@ def mixed(pipeline, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def calibrated(pipeline, mixed):
+    """A calibration that many tests look at: the checkpoint that it wrote, and its report."""
+    output, report = mixed.with_name("calibrated.pt"), mixed.with_name("report.json")
+    assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--output", output, "--report", report) == 0
+    return output, json.loads(report.read_text(encoding="utf-8"))
+
+
 def flops(path, data):
     """FLOPs and loss of a checkpoint's own decisions, by another command."""
     from sd_fairseq.commands.check import main
@@ -57,11 +65,8 @@ def test_the_calibrated_checkpoint_costs_and_loses_what_the_report_says(pipeline
     assert chosen["p"] <= 0.025  # two sequences share the level
 
 
-def test_both_sequences_fall_in_cost_one_from_the_trained_policy_and_one_from_the_dense_path(pipeline, mixed, tmp_path):
-    report = tmp_path / "report.json"
-    assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report) == 0
-    settings = json.loads(report.read_text(encoding="utf-8"))["settings"]
-    trained, dense = ([one for one in settings if one["sequence"] == number] for number in (1, 2))
+def test_both_sequences_fall_in_cost_one_from_the_trained_policy_and_one_from_the_dense_path(calibrated):
+    trained, dense = ([one for one in calibrated[1]["settings"] if one["sequence"] == number] for number in (1, 2))
     for sequence in (trained, dense):
         shares = [one["flops_generation"] for one in sequence]
         assert shares == sorted(shares, reverse=True)
@@ -113,12 +118,10 @@ def test_only_a_trained_policy_is_calibrated_and_never_onto_itself(pipeline, mix
     assert "--gen-subset: found none" in capsys.readouterr().err
 
 
-def test_the_copy_is_read_as_the_checkpoint_is(pipeline, mixed, tmp_path):
+def test_the_copy_is_read_as_the_checkpoint_is(mixed, calibrated):
     from sd_fairseq.plugin.guards.checkpoint_structure import stored_options
 
-    output = tmp_path / "calibrated.pt"
-    assert run(pipeline.data, "--path", mixed, "--max-loss", 5, "--output", output) == 0
-    assert stored_options(str(output)) == stored_options(str(mixed)) != {}
+    assert stored_options(str(calibrated[0])) == stored_options(str(mixed)) != {}
 
 
 def test_thirteen_pairs_show_nothing_but_that_the_dense_path_is_dense(pipeline, mixed, tmp_path):
@@ -128,11 +131,11 @@ def test_thirteen_pairs_show_nothing_but_that_the_dense_path_is_dense(pipeline, 
     assert {one["p"] for one in found["settings"]} == {0.0, 1.0} and found["flops_generation"] > 0.99
 
 
-def test_the_loss_counts_from_the_references_dense_path(pipeline, mixed, tmp_path):
-    reports = []
-    for more in ([], ["--reference", pipeline.base], ["--reference", mixed]):
+def test_the_loss_counts_from_the_references_dense_path(pipeline, mixed, calibrated, tmp_path):
+    reports = [calibrated[1]]
+    for reference in (pipeline.base, mixed):
         report = tmp_path / f"{len(reports)}.json"
-        run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report, *more)
+        run(pipeline.data, "--path", mixed, "--max-loss", 5, "--report", report, "--reference", reference)
         reports.append(json.loads(report.read_text(encoding="utf-8")))
     own, base, same = ([one["loss"]["difference"] for one in report["settings"]] for report in reports)
     moved = {round(one - other, 4) for one, other in zip(own, base)}

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from sd_fairseq.study.path_search import greedy_search
 from sd_fairseq.study.path_tables import BAND, candidate_paths, example_weights, static_price
 
 
-@pytest.fixture(autouse=True)
-def short_fits(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def short_fits():
     """Fits of a few epochs, prices halved a few times: enough for these laws."""
-    monkeypatch.setattr(policy_fit, "PRICES", 4)
-    monkeypatch.setattr(policy_fit, "FitSettings", functools.partial(FitSettings, epochs=10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_fit, "PRICES", 4)
+        patch.setattr(policy_fit, "FitSettings", functools.partial(FitSettings, epochs=10))
+        yield
 
 
 FEW = ("--gen-subset", "train", "--examples", 40, "--search-examples", 10, "--paths", 5)
@@ -40,41 +43,46 @@ def fit(pipeline, tmp_path, *options):
     return out, json.loads(report.read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def fitted(pipeline, short_fits, tmp_path_factory):
+    """A fit that many tests look at: its checkpoint, report and table."""
+    table = tmp_path_factory.mktemp("fitted") / "table.npz"
+    return (*fit(pipeline, table.parent, "--flops", 0.8, "--table", table), table)
+
+
 def score(pipeline, path, **changes):
     options = {"data": pipeline.data, "path": str(path), "model_overrides": "{}", "gen_subset": "train", "cuda": False}
     more = {"examples": 40, "sample": "examples", "every": 0, "max_tokens": 4096, "beam": 4}
     return load(argparse.Namespace(**{**options, **more, **changes}))
 
 
-def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipeline, tmp_path, capsys):
-    out, found = fit(pipeline, tmp_path, "--flops", 0.8)
-    fitted = score(pipeline, out)
-    scores, _ = fitted.score_policy()
+def test_the_checkpoint_deploys_what_the_report_says_and_keeps_the_backbone(pipeline, fitted):
+    out, found, _ = fitted
+    deployed = score(pipeline, out)
+    scores, _ = deployed.score_policy()
     assert float(scores.loss.mean()) == pytest.approx(found["nll_deployed"], abs=1e-9)
     assert float(scores.flops.mean()) == pytest.approx(found["flops_deployed"], abs=1e-9)
     base = score(pipeline, pipeline.base).model.state_dict()
-    for name, value in fitted.model.state_dict().items():
+    for name, value in deployed.model.state_dict().items():
         if not name.startswith(("encoder.policy.", "policy_learner.")):
             assert torch.equal(value, base[name]), name
-    assert "gain_over_static" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("inputs", ["length", "state+length"])
-def test_a_policy_that_is_told_the_length_is_fitted_to_a_table_made_without(pipeline, tmp_path, inputs):
-    table = "--table", tmp_path / "table.npz"
-    fit(pipeline, tmp_path, "--flops", 0.8, *table)
+def test_a_policy_that_is_told_the_length_is_fitted_to_a_table_made_without(pipeline, fitted, tmp_path, inputs):
+    table = "--table", fitted[2]
     content = table[1].read_bytes()
     out, found = fit(
         pipeline, tmp_path, "--flops", 0.8, *table, "--model-overrides", json.dumps({"sd_policy_input": inputs})
     )
     assert table[1].read_bytes() == content
-    fitted = score(pipeline, out)
-    assert fitted.model.encoder.policy.inputs == inputs
-    assert float(fitted.score_policy()[0].loss.mean()) == pytest.approx(found["nll_deployed"], abs=1e-9)
+    deployed = score(pipeline, out)
+    assert deployed.model.encoder.policy.inputs == inputs
+    assert float(deployed.score_policy()[0].loss.mean()) == pytest.approx(found["nll_deployed"], abs=1e-9)
 
 
-def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, tmp_path):
-    out, _ = fit(pipeline, tmp_path, "--flops", 0.8)
+def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, fitted, tmp_path):
+    out = fitted[0]
     trace = tmp_path / "trace.jsonl"
     pipeline.generate(out, "--sd-trace", trace)
     deployed = json.loads(trace.read_text(encoding="utf-8").splitlines()[0])
@@ -91,8 +99,8 @@ def test_stock_commands_generate_and_go_on_from_the_checkpoint(pipeline, tmp_pat
     assert not torch.equal(before.encoder.layers[0].fc1.weight, after.encoder.layers[0].fc1.weight)
 
 
-def test_the_report_holds_what_it_compares(pipeline, tmp_path):
-    _, found = fit(pipeline, tmp_path, "--flops", 0.8)
+def test_the_report_holds_what_it_compares(fitted):
+    _, found, _ = fitted
     assert found["examples"] == 40 and found["search_examples"] == 10 and found["paths"] >= 2
     gain = found["gain_over_static"]
     assert gain["difference"] == pytest.approx(found["nll_static"] - found["nll_policy"])
@@ -101,13 +109,11 @@ def test_the_report_holds_what_it_compares(pipeline, tmp_path):
     assert {"difference", "low", "high", "flops_ranges"} <= set(found["gain_of_length_ranges"])
 
 
-def test_the_same_command_makes_the_same_policy(pipeline, tmp_path):
-    weights = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        out, _ = fit(pipeline, tmp_path / name, "--flops", 0.8)
-        weights.append(score(pipeline, out).model.state_dict())
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+def test_the_same_command_makes_the_same_policy_and_prints_what_is_gained(pipeline, fitted, tmp_path, capsys):
+    out, found = fit(pipeline, tmp_path, "--flops", 0.8)
+    assert found == fitted[1] and "gain_over_static" in capsys.readouterr().out
+    one, two = (score(pipeline, path).model.state_dict() for path in (fitted[0], out))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_a_split_that_was_not_fitted_is_compared_with_the_static_path_of_the_table(pipeline, tmp_path, capsys):
@@ -193,9 +199,8 @@ def test_a_static_path_of_the_same_loss_costs_what_the_frontier_says():
     assert flops_at(losses, flops, 0.5) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_a_table_is_made_once(pipeline, tmp_path, monkeypatch):
-    table = tmp_path / "table.npz"
-    _, first = fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
+def test_a_table_is_made_once(pipeline, fitted, tmp_path, monkeypatch):
+    _, first, table = fitted
     monkeypatch.setattr(policy_fit, "score_paths", None)  # another table would fail
     _, again = fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
     assert first == again
@@ -221,9 +226,9 @@ def rewrite(path, content):
         (lambda path, content: rewrite(path, {**content, "keep": content["keep"][:, 1:]}), "switches, the model has"),
     ],
 )
-def test_a_table_of_something_else_is_refused(pipeline, tmp_path, capsys, spoil, message):
+def test_a_table_of_something_else_is_refused(pipeline, fitted, tmp_path, capsys, spoil, message):
     table = tmp_path / "table.npz"
-    fit(pipeline, tmp_path, "--flops", 0.8, "--table", table)
+    shutil.copy(str(fitted[2]), str(table))
     with np.load(table) as content:
         spoil(table, dict(content))
     assert run(pipeline.data, "--path", pipeline.base, *FEW, "--flops", 0.8, "--table", table) == 1

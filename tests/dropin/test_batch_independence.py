@@ -1,4 +1,4 @@
-"""An output depends on its text alone: 500 real texts, one at a time, in full batches and in shuffled order."""
+"""An output depends on its text alone: 250 real texts, one at a time, in full batches and in shuffled order."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from sd_fairseq.plugin.tasks.switchable_translation import (  # noqa: E402
 )
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data" / "debian" / "valid.jsonl.gz"
-TEXTS = 500
+TEXTS = 250
 SIZE = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
 SIZE.update({"encoder_layers": 3, "decoder_layers": 2, "decoder_attention_heads": 2})
 SOURCE_POSITIONS = 48
@@ -77,7 +77,7 @@ def model(task):
     model.decoder.embed_tokens.weight[task.source_dictionary.eos()] /= 2
     samples = list(batches(task, max_tokens=1500))
     states = [model.encoder(sample["net_input"]["src_tokens"])["policy_states"][0] for sample in samples]
-    logits = model.encoder.policy.stage_logits(1, torch.cat(states)).sort(dim=0).values  # [500, switches + J]
+    logits = model.encoder.policy.stage_logits(1, torch.cat(states)).sort(dim=0).values  # [TEXTS, switches + J]
     middle = logits[TEXTS // 3 : -TEXTS // 3]
     # in the widest gap, so that no decision hangs on the last digit of a float
     widest = middle.diff(dim=0).argmax(dim=0, keepdim=True)  # [1, switches + J]
