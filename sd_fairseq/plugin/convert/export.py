@@ -16,7 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.bart.model import BARTModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
@@ -30,6 +30,7 @@ from sd_fairseq.plugin.guards.loading import loading
 from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.fixed_path import TOKENS, Path, dense_path, most_frequent_path, parse_path
 from sd_fairseq.plugin.models.options import decision_space, fill_defaults
+from sd_fairseq.plugin.models.prompt_model import PromptModel
 from sd_fairseq.plugin.models.switchable_layers import FUSED_KERNEL_COPIES
 from sd_fairseq.plugin.models.switchable_model import POLICY_KEYS
 from sd_fairseq.whole_files import check_places, write_with
@@ -40,11 +41,10 @@ SITE_OF_MODULE = {
     "self_attn_layer_norm": "attention",
     "encoder_attn": "cross_attention",
     "encoder_attn_layer_norm": "cross_attention",
-    "fc1": "ffn",
-    "fc2": "ffn",
-    "final_layer_norm": "ffn",
+    **{f"{name}_proj": "attention" for name in ("q", "k", "v", "out")},  # of decoder-only models
+    **{name: "ffn" for name in ("fc1", "fc2", "ffn", "final_layer_norm")},
 }
-OUTPUT_PROJECTIONS = ("self_attn.out_proj.", "encoder_attn.out_proj.", "fc2.")
+OUTPUT_PROJECTIONS = ("self_attn.out_proj.", "encoder_attn.out_proj.", "out_proj.", "fc2.", "ffn.fc2.")
 LAYER_KEY = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.((\w+)\..+)")
 
 
@@ -66,8 +66,15 @@ class Switchable(NamedTuple):
     space: DecisionSpace
 
     @property
+    def is_bart(self) -> bool:
+        """Tells whether fairseq has the plain model."""
+        return str(self.args.arch).startswith("switchable_bart")
+
+    @property
     def norms(self) -> Dict[str, Norms]:
-        """What the LayerNorms of each stack do."""
+        """What the norms of each stack do."""
+        if not self.is_bart:
+            return {stack: Norms(before=True) for stack in ("encoder", "decoder")}
         skipped = self.args.sd_skip_keeps_layer_norm
         return {s: Norms(getattr(self.args, f"{s}_normalize_before"), skipped) for s in ("encoder", "decoder")}
 
@@ -90,13 +97,14 @@ def _describe(state: Dict[str, Any], path: str) -> Switchable:
     task = _to_dictionary(state["cfg"]["task"])
     criterion = _to_dictionary(state["cfg"].get("criterion") or argparse.Namespace())
     args.arch = getattr(args, "arch", None) or getattr(args, "_name", None)
-    if not str(args.arch).startswith("switchable_bart") or args.arch not in ARCH_CONFIG_REGISTRY:
-        raise InputError(f"checkpoint {path}: holds a {args.arch}, expected a switchable_bart")
+    if not str(args.arch).startswith("switchable_") or args.arch not in ARCH_CONFIG_REGISTRY:
+        raise InputError(f"checkpoint {path}: holds a {args.arch}, expected a switchable_bart, _t5, _gpt2 or _llama")
     fill_defaults(args)
     ARCH_CONFIG_REGISTRY[args.arch](args)
     if getattr(args, "sd_token_strategies", None) is None:
         args.sd_token_strategies = task.get("sd_token_strategies")
-    return Switchable(state["model"], args, task, criterion, decision_space(args))
+    tied = issubclass(ARCH_MODEL_REGISTRY[args.arch], PromptModel)
+    return Switchable(state["model"], args, task, criterion, decision_space(args, tied))
 
 
 def _to_dictionary(options: Any) -> Dict[str, Any]:
@@ -212,8 +220,17 @@ def export(options: argparse.Namespace) -> List[str]:
     Raises:
         InputError: see the functions above.
     """
-    check_places([options.output], [options.checkpoint, options.trace])
     source = read_switchable(options.checkpoint)
+    if (options.format == "fairseq") != source.is_bart:
+        raise InputError(
+            f"--format {options.format}: a BART becomes fairseq's, a T5, GPT-2 or LLaMA Hugging Face's; "
+            f"{options.checkpoint} holds a {source.args.arch}"
+        )
+    if options.format == "huggingface":
+        from sd_fairseq.plugin.convert.export_huggingface import export_folder
+
+        return export_folder(source, options)
+    check_places([options.output], [options.checkpoint, options.trace])
     wanted = choose_path(source, options.path, options.trace)
     path = nearest_path(wanted, source.space, source.norms) if options.nearest else wanted
     checkpoint = freeze(source, path)

@@ -1,10 +1,11 @@
-"""GPT-2's sizes and weights: Hugging Face's names to ours. Its products stand transposed there."""
+"""GPT-2's sizes and weights: Hugging Face's names to ours and back. Its products stand transposed there."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Dict
 
+import torch
 from torch import Tensor
 
 from sd_fairseq.plugin.convert.weights.huggingface import find_parts
@@ -14,6 +15,7 @@ ARCHITECTURE = "switchable_gpt2"
 END = 50256
 ACTIVATIONS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "gelu", "relu": "relu"}
 LAYER = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
+OUR_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 QUERIES = "attn.c_attn"  # and keys and values
 INNER = {
     "attn.c_proj": "out_proj",
@@ -93,3 +95,45 @@ def options_of_config(config: Dict[str, Any]) -> Dict[str, Any]:
 def parts_of(config: Dict[str, Any], rows: int) -> Dict[str, int]:
     """Returns the ids that play a part; padding is added behind the last row (GPT-2 has none)."""
     return find_parts(config, rows, END)
+
+
+def their_weights(weights: Dict[str, Tensor], options: Dict[str, Any]) -> Dict[str, Tensor]:
+    """Returns our weights under Hugging Face's names; scaled embeddings are scaled once for all, beside a head."""
+    names = {ours: theirs for theirs, ours in OTHERS.items()}
+    inner = {ours: theirs for theirs, ours in INNER.items()}
+    found, thirds = {}, {}
+    for name, value in weights.items():
+        match = OUR_LAYER.fullmatch(name)
+        if match is None:
+            found[names[name] if names[name].startswith("lm_head") else "transformer." + names[name]] = value
+            continue
+        layer, kind, part = match.groups()
+        value = value.t().contiguous() if value.dim() == 2 else value
+        if kind in inner:
+            found[f"transformer.h.{layer}.{inner[kind]}.{part}"] = value
+        else:
+            thirds[layer, kind[0], part] = value
+    for layer, part in {(layer, part) for layer, _, part in thirds}:
+        joined = torch.cat([thirds[layer, third, part] for third in "qkv"], dim=-1)
+        found[f"transformer.h.{layer}.{QUERIES}.{part}"] = joined
+    if options["embed_scale"] != 1.0:
+        found.setdefault("lm_head.weight", found["transformer.wte.weight"])
+        found["transformer.wte.weight"] = options["embed_scale"] * found["transformer.wte.weight"]
+    return found
+
+
+def their_config(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the ``config.json`` of our options, without ids."""
+    activations = {ours: theirs for theirs, ours in reversed(list(ACTIVATIONS.items()))}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": options["decoder_embed_dim"],
+        "n_inner": options["decoder_ffn_embed_dim"],
+        "n_layer": options["decoder_layers"],
+        "n_head": options["decoder_attention_heads"],
+        "n_positions": options["positions"],
+        "activation_function": activations[options["feed_forward"]],
+        "layer_norm_epsilon": options["layer_norm_epsilon"],
+        "tie_word_embeddings": options["share_decoder_input_output_embed"] and options["embed_scale"] == 1.0,
+    }

@@ -1,4 +1,4 @@
-"""LLaMA's sizes and weights: Hugging Face's names to ours."""
+"""LLaMA's sizes and weights: Hugging Face's names to ours and back."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ OTHERS = {
     "model.norm.weight": "decoder.layer_norm.weight",
     "lm_head.weight": "decoder.output_projection.weight",
 }
+OUR_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.weight")
 OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; follows from theta
 REFUSED = {"attention_bias": "biases in attention", "mlp_bias": "biases in the feed-forward"}
 
@@ -101,3 +102,35 @@ def parts_of(config: Dict[str, Any], rows: int) -> Dict[str, int]:
     """
     parts = find_parts(config, rows, end=2)
     return {**parts, **({UNK: 0} if 0 not in parts.values() else {})}
+
+
+def their_weights(weights: Dict[str, Tensor], options: Dict[str, Any]) -> Dict[str, Tensor]:
+    """Returns our weights under Hugging Face's names."""
+    names = {ours: theirs for theirs, ours in OTHERS.items()}
+    inner = {ours: theirs for theirs, ours in INNER.items()}
+    found = {}
+    for name, value in weights.items():
+        match = OUR_LAYER.fullmatch(name)
+        found[f"model.layers.{match.group(1)}.{inner[match.group(2)]}.weight" if match else names[name]] = value
+    return found
+
+
+def their_config(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the ``config.json`` of our options, without ids."""
+    theta = options["rotary_theta"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": options["decoder_embed_dim"],
+        "intermediate_size": options["decoder_ffn_embed_dim"],
+        "num_hidden_layers": options["decoder_layers"],
+        "num_attention_heads": options["decoder_attention_heads"],
+        "num_key_value_heads": options["key_heads"],
+        "head_dim": options["attention_head_dim"],
+        "hidden_act": "silu",
+        "rms_norm_eps": options["layer_norm_epsilon"],
+        "rope_theta": theta,  # transformers 4 and before
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "tie_word_embeddings": options["share_decoder_input_output_embed"],
+        "max_position_embeddings": max(options["max_source_positions"], options["max_target_positions"]),
+    }

@@ -1,10 +1,10 @@
-"""Reads ``.safetensors`` files: a length, a JSON table of names, types, shapes and places, then the values."""
+"""Reads and writes ``.safetensors``: a length, a JSON table of names, types, shapes and places, then the values."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict
+from typing import Any, BinaryIO, Dict
 
 import torch
 from torch import Tensor
@@ -53,3 +53,17 @@ def _tensor(values: bytearray, entry: Dict[str, Any]) -> Tensor:
     if start == end:
         return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(values[start:end], dtype=dtype).reshape(shape).clone()
+
+
+def write_safetensors(stream: BinaryIO, tensors: Dict[str, Tensor]) -> None:
+    """Writes tensors, by name, as PyTorch's."""
+    names, end = {dtype: name for name, dtype in TYPES.items()}, 0
+    table: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, value in sorted(tensors.items()):
+        begin, end = end, end + value.numel() * value.element_size()
+        table[name] = {"dtype": names[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    head = json.dumps(table).encode("utf-8")
+    head += b" " * (-len(head) % 8)  # readers map the values into memory
+    stream.write(len(head).to_bytes(8, "little") + head)
+    for _, value in sorted(tensors.items()):
+        stream.write(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""T5's sizes and weights: Hugging Face's names to ours."""
+"""T5's sizes and weights: Hugging Face's names to ours and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PARTS = {PAD: 0, EOS: 1, UNK: 2}  # of every published T5
 LAYER = re.compile(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(.+)\.weight")
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 FEED_FORWARD = {"wi": "fc1", "wi_1": "fc1", "wi_0": "gate", "wo": "fc2"}
+OUR_LAYER = re.compile(r"\w+\.layers\.(\d+)\.(self_attn|encoder_attn|ffn|final)(?:_layer_norm|\.(\w+))\.weight")
 BIAS = re.compile(r"(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight")
 OTHERS = {
     "encoder.final_layer_norm.weight": ("encoder.layer_norm.weight",),
@@ -155,3 +156,45 @@ def options_of_weights(weights: Dict[str, Tensor]) -> Dict[str, Any]:
 
 def _layers(weights: Dict[str, Tensor], stack: str):
     return [int(match.group(2)) for match in map(LAYER.fullmatch, weights) if match and match.group(1) == stack]
+
+
+def their_weights(weights: Dict[str, Tensor], options: Dict[str, Any]) -> Dict[str, Tensor]:
+    """Returns our weights under Hugging Face's names."""
+    names = {ours[0]: theirs for theirs, ours in OTHERS.items()}
+    gated = options["feed_forward"].startswith("gated-")
+    inner = {"fc1": "wi_1" if gated else "wi", "gate": "wi_0", "fc2": "wo"}
+    attention = {ours: theirs for theirs, ours in ATTENTION.items()}
+    found = {}
+    for name, value in weights.items():
+        match, stack = OUR_LAYER.fullmatch(name), name.split(".")[0]
+        if match is None and name.endswith(".relative_bias.embedding.weight"):
+            found[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = value
+        elif match is None and name != "decoder.embed_tokens.weight":  # the encoder's
+            found[names[name]] = value
+        elif match:
+            layer, kind, last = match.groups()
+            place = {"self_attn": 0, "encoder_attn": 1}.get(kind, 1 if stack == "encoder" else 2)
+            module = {"self_attn": "SelfAttention.", "encoder_attn": "EncDecAttention."}.get(kind, "DenseReluDense.")
+            theirs = "layer_norm" if last is None else module + (inner[last] if kind == "ffn" else attention[last])
+            found[f"{stack}.block.{layer}.layer.{place}.{theirs}.weight"] = value
+    return found
+
+
+def their_config(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the ``config.json`` of our options, without ids."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "d_model": options["encoder_embed_dim"],
+        "d_kv": options["attention_head_dim"],
+        "d_ff": options["encoder_ffn_embed_dim"],
+        "num_layers": options["encoder_layers"],
+        "num_decoder_layers": options["decoder_layers"],
+        "num_heads": options["encoder_attention_heads"],
+        "relative_attention_num_buckets": options["relative_buckets"],
+        "relative_attention_max_distance": options["relative_distance"],
+        "feed_forward_proj": options["feed_forward"],
+        "dropout_rate": options["dropout"],
+        "tie_word_embeddings": options["share_decoder_input_output_embed"],
+    }
