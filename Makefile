@@ -2,6 +2,7 @@
 # make test    all tests                                  make bench   speed and memory against other software
 # make options  docs/options.md again, after an option changed
 # make fuzz    100,000 and more broken files for every reader, ten minutes
+# make mutants  300 small changes of the code: how many does a test notice?
 # make soak    10,000 documents through one process; a training killed ten times
 # make matrix  the end-to-end tests on every Python found    make clean   remove the environments and caches
 #
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 AT_LEAST = $(BIN)/python -c 'import sys; sys.exit(sys.version_info < $(1))'
 SOURCES := setup.py $(shell find sd_fairseq -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint options bench fuzz soak matrix clean setup
+.PHONY: demo test lint options bench fuzz mutants soak matrix clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -49,6 +50,11 @@ test: $(STAMP)
 # Prints how many files each reader was given. The short form of the same is part of `make test`.
 fuzz: $(STAMP)
 	SD_FUZZ=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q
+
+# Goes on where it was stopped; an hour on two cores. cosmic-ray makes the changes, the files stay as they are.
+mutants: $(STAMP)
+	$(PIP) install cosmic-ray coverage
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py runs/mutants --control
 
 # 10,000 documents through one process, and a training that is killed ten times: an hour on two cores.
 soak: $(STAMP)
