@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
+import torch
 from fairseq.logging import metrics
 from torch import Tensor
 
@@ -76,3 +77,11 @@ def reduce_policy_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
         count = totals.get(counts.get(key, "sd_examples"), 0)
         if count:
             metrics.log_scalar(key, float(total) / float(count), float(count), round=4)
+
+
+def count_nothing(figures: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns zeros for the figures of a batch that does not count.
+
+    The keys stay: fairseq adds the workers' figures up in one all-reduce, which needs the same ones everywhere.
+    """
+    return {key: torch.zeros_like(value) if torch.is_tensor(value) else 0 for key, value in figures.items()}

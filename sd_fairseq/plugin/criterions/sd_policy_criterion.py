@@ -28,7 +28,7 @@ from sd_fairseq.plugin.criterions.options import (
     check_options,
     multiplier_rule,
 )
-from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
+from sd_fairseq.plugin.criterions.policy_metrics import count_nothing, describe_path, reduce_policy_metrics
 from sd_fairseq.plugin.criterions.policy_step import (
     Evaluator,
     PolicyStepSettings,
@@ -300,11 +300,3 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """All figures are sums."""
         return True
-
-
-def count_nothing(figures: Dict[str, Any]) -> Dict[str, Any]:
-    """Returns zeros for the figures of a batch that does not count.
-
-    The keys stay: fairseq adds the workers' figures up in one all-reduce, which needs the same ones everywhere.
-    """
-    return {key: torch.zeros_like(value) if torch.is_tensor(value) else 0 for key, value in figures.items()}
