@@ -12,6 +12,7 @@ FAMILIES = (
     "dense-trained-on",
     "recommended",
     "recommended-tracked",
+    "paper",
     "any-budget",
     "tolerance",
     "tolerance-unbiased",
