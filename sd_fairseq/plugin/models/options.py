@@ -33,6 +33,7 @@ DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_random_seed": 1,
     "sd_static_path": "",
     "sd_skip_keeps_layer_norm": False,
+    "sd_protect_end": 0,
 }
 
 
@@ -89,6 +90,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
     add("--sd-static-path", metavar="PATH", help="path of --sd-policy static, such as " + NOTATION)
     add(
+        "--sd-protect-end",
+        type=int,
+        metavar="N",
+        help="token strategies spare N more of a source's last tokens, such as an instruction or a template's end; the "
+        "first and the last are always kept",
+    )
+    add(
         "--sd-skip-keeps-layer-norm",
         action="store_true",
         help="a skipped sub-layer still applies its LayerNorm (default: identity)",
@@ -130,6 +138,7 @@ def decision_space(args: Any, tied: bool = False) -> DecisionSpace:
             cross_attention_apart=args.sd_cross_attention_apart,
             token_strategies=strategies or DEFAULT_TOKEN_STRATEGIES,
             tied=tied,
+            spared=args.sd_protect_end,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
