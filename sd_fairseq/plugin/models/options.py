@@ -89,13 +89,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
     add("--sd-static-path", metavar="PATH", help="path of --sd-policy static, such as " + NOTATION)
-    add(
-        "--sd-protect-end",
-        type=int,
-        metavar="N",
-        help="token strategies spare N more of a source's last tokens, such as an instruction or a template's end; the "
-        "first and the last are always kept",
-    )
+    text = "token strategies spare N more of a source's last tokens, such as an instruction or a template's end"
+    add("--sd-protect-end", type=int, metavar="N", help=text)
     add(
         "--sd-skip-keeps-layer-norm",
         action="store_true",
