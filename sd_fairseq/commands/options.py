@@ -14,7 +14,7 @@ from sd_fairseq.commands.shared import make_parser, run
 EVERYDAY = ("preset", "flops_budget", "tolerance", "space", "path", "trace", "generator", "policy_freeze_update")
 ADVANCED = (
     *("mode", "policy", "policy_lr", "estimator", "distillation", "teacher", "cost_beam", "policy_warmup_updates"),
-    *("flops_average", "initial_keep", "initial_path", "static_path", "random_keep", "token_strategies"),
+    *("flops_average", "initial_keep", "initial_path", "static_path", "random_keep", "token_strategies", "protect_end"),
     *("generation_precision", "sort_by_length", "stride", "question_tokens", "tokenizer", "line_ends"),
 )
 LEVELS = {

@@ -98,6 +98,7 @@ class DecisionSpace:
         cross_attention_apart: bool = False,
         token_strategies: str = DEFAULT_TOKEN_STRATEGIES,
         tied: bool = False,
+        spared: int = 0,
     ) -> "DecisionSpace":
         """Builds the space from what a user says.
 
@@ -108,7 +109,7 @@ class DecisionSpace:
                 always runs because the policy reads its output.
             always_run_attention: decoder layer (from 1; -1 = the last) whose ATT always runs.
             cross_attention_apart: see the class.
-            token_strategies: see :func:`parse_token_strategies`.
+            token_strategies, spared: see :func:`parse_token_strategies`.
             tied: see the class; the decoder's own arguments count for nothing then.
 
         Raises:
@@ -135,7 +136,7 @@ class DecisionSpace:
                     switches.append(("decoder_attention", layer))
                     switches += [("decoder_cross_attention", layer)] if cross_attention_apart else []
                 switches.append(("decoder_ffn", layer))
-        strategies = parse_token_strategies(token_strategies if "token" in parts else "keep")
+        strategies = parse_token_strategies(token_strategies if "token" in parts else "keep", spared)
         if not switches and len(strategies) == 1:
             raise ValueError(f"decision space {','.join(parts)!r} has nothing to switch")
         return cls(encoder_layers, decoder_layers, tuple(switches), strategies, cross_attention_apart, tied)

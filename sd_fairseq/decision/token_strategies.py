@@ -24,10 +24,12 @@ class TokenStrategy:
     Args:
         kind: ``keep`` (drop nothing), ``last`` (drop the last tokens) or ``uniform`` (drop evenly spaced tokens).
         percent: share of the example's non-padding tokens to drop, 0 to 99.
+        spared: last tokens before the final one that are never dropped either (an instruction, a template's end).
     """
 
     kind: str
     percent: int
+    spared: int = 0
 
     def __str__(self) -> str:
         return "keep" if self.kind == "keep" else f"{self.kind}:{self.percent}"
@@ -36,19 +38,23 @@ class TokenStrategy:
 DEFAULT_TOKEN_STRATEGIES = "keep,last:10,last:20,last:30,uniform:25,uniform:33,uniform:50"
 
 
-def parse_token_strategies(text: str) -> Tuple[TokenStrategy, ...]:
+def parse_token_strategies(text: str, spared: int = 0) -> Tuple[TokenStrategy, ...]:
     """Reads a comma-separated list such as ``keep,last:10,uniform:50``.
 
     Args:
         text: the list; ``keep`` must come first, because it is the strategy of the dense path.
+        spared: see :class:`TokenStrategy`; the same for all.
 
     Returns:
         The strategies in the order of the policy's token outputs.
 
     Raises:
-        ValueError: an unknown kind, a share outside 1-99 %, a repeated strategy, or a list not starting with ``keep``.
+        ValueError: an unknown kind, a share outside 1-99 %, a repeated strategy, a list not starting with ``keep``, or
+            a negative number of spared tokens.
     """
-    strategies = tuple(_parse_one(part.strip()) for part in text.split(","))
+    if spared < 0:
+        raise ValueError(f"{spared} spared tokens, expected 0 or more")
+    strategies = tuple(_parse_one(part.strip(), spared) for part in text.split(","))
     if strategies[0].kind != "keep":
         raise ValueError(f"token strategies must start with 'keep', found {text!r}")
     if len(set(strategies)) != len(strategies):
@@ -56,15 +62,15 @@ def parse_token_strategies(text: str) -> Tuple[TokenStrategy, ...]:
     return strategies
 
 
-def _parse_one(text: str) -> TokenStrategy:
+def _parse_one(text: str, spared: int) -> TokenStrategy:
     if text == "keep":
-        return TokenStrategy("keep", 0)
+        return TokenStrategy("keep", 0, spared)
     kind, _, percent = text.partition(":")
     if kind not in ("last", "uniform") or not percent.lstrip("-").isdigit():
         raise ValueError(f"unknown token strategy {text!r}, expected 'keep', 'last:PERCENT' or 'uniform:PERCENT'")
     if not 0 < int(percent) < 100:
         raise ValueError(f"token share of {text!r} is outside 1-99 % (use 'keep' to drop nothing)")
-    return TokenStrategy(kind, int(percent))
+    return TokenStrategy(kind, int(percent), spared)
 
 
 def count_kept_tokens(lengths: Tensor, strategies: Sequence[TokenStrategy]) -> Tensor:
@@ -78,9 +84,10 @@ def count_kept_tokens(lengths: Tensor, strategies: Sequence[TokenStrategy]) -> T
         LongTensor [B, J].
     """
     percents = torch.tensor([strategy.percent for strategy in strategies], device=lengths.device)
+    spared = torch.tensor([strategy.spared for strategy in strategies], device=lengths.device)
     lengths = lengths.unsqueeze(1)  # [B, 1]
     dropped = torch.div(lengths * percents, 100, rounding_mode="floor")  # [B, J]
-    return lengths - torch.minimum(dropped, (lengths - 2).clamp(min=0))
+    return lengths - torch.minimum(dropped, (lengths - 2 - spared).clamp(min=0))
 
 
 def kept_token_mask(padding_mask: Tensor, choice: Tensor, strategies: Sequence[TokenStrategy]) -> Tensor:
@@ -98,7 +105,8 @@ def kept_token_mask(padding_mask: Tensor, choice: Tensor, strategies: Sequence[T
     lengths = real.sum(dim=1)  # [B]
     kept = count_kept_tokens(lengths, strategies).gather(1, choice.unsqueeze(1))  # [B, 1]
     dropped = lengths.unsqueeze(1) - kept  # [B, 1]
-    inner = (lengths - 2).clamp(min=1).unsqueeze(1)  # [B, 1] tokens between the first one and the final one
+    spared = torch.tensor([strategy.spared for strategy in strategies], device=choice.device)[choice]  # [B]
+    inner = (lengths - 2 - spared).clamp(min=1).unsqueeze(1)  # [B, 1] tokens that may go
     position = real.cumsum(dim=1) - 1  # [B, S] index among the example's own tokens
     is_uniform = torch.tensor([strategy.kind == "uniform" for strategy in strategies], device=choice.device)[choice]
     # The u-th inner token (from 0) is dropped where floor(u * dropped / inner) steps up: evenly spaced, exact count.
@@ -106,6 +114,6 @@ def kept_token_mask(padding_mask: Tensor, choice: Tensor, strategies: Sequence[T
     before = torch.div((position - 1) * dropped, inner, rounding_mode="floor")
     uniform_drop = after > before  # [B, S]
     last_drop = position > inner - dropped  # [B, S]
-    is_inner = (position > 0) & (position < lengths.unsqueeze(1) - 1)
+    is_inner = (position > 0) & (position <= inner)
     drop = torch.where(is_uniform.unsqueeze(1), uniform_drop, last_drop) & is_inner
     return real & ~drop

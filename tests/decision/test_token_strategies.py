@@ -121,3 +121,19 @@ def test_a_list_that_cannot_be_used_is_an_error_naming_it(text, named):
     with pytest.raises(ValueError) as error:
         parse_token_strategies(text)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("spared", [1, 5])
+def test_spared_tokens_before_the_final_one_are_never_dropped_and_counted_so(spared):
+    strategies = parse_token_strategies(DEFAULT_TOKEN_STRATEGIES + ",last:99,uniform:99", spared)
+    assert [str(one) for one in strategies][:2] == ["keep", "last:10"]  # a trace names them as without
+    for length in range(1, 30):
+        padding = torch.zeros(len(strategies), length + 3, dtype=torch.bool)
+        padding[:, :3] = True
+        kept = kept_token_mask(padding, torch.arange(len(strategies)), strategies)[:, 3:]
+        assert bool(kept[:, :1].all()) and bool(kept[:, max(length - 1 - spared, 0) :].all())
+        by_hand = [length - min(length * one.percent // 100, max(length - 2 - spared, 0)) for one in strategies]
+        assert kept.sum(dim=1).tolist() == by_hand
+        assert count_kept_tokens(torch.tensor([length]), strategies)[0].tolist() == by_hand
+    with pytest.raises(ValueError, match="-1 spared tokens"):
+        parse_token_strategies("keep", -1)

@@ -163,6 +163,16 @@ def test_traced_flops_of_generation_equal_the_closed_form_on_random_paths(varian
         check_traced_flops(model, random_decisions(model.space, 1, 0.5), length, beam)
 
 
+def test_a_spared_end_is_kept_and_costs_what_the_closed_form_says():
+    model = build_model(**PROMPT_VARIANTS["GPT-2"], sd_protect_end=5)
+    decisions = random_decisions(model.space, 1, 0.5)
+    decisions.token_choice[0] = 6  # uniform:50
+    check_traced_flops(model, decisions, length=14, beam=1)
+    with torch.no_grad():
+        positions = model.encoder(**along(random_batch([14]), decisions))["kept_positions"][0]
+    assert positions.tolist() == [[0, 2, 4, *range(6, 12)]] or positions.tolist()[0][-6:] == list(range(6, 12))
+
+
 def test_a_switch_counts_for_prompt_and_answer():
     model = build_model(**PROMPT_VARIANTS["LLaMA"])
     decisions = random_decisions(model.space, 9, 0.5)

@@ -26,6 +26,7 @@ DECISIONS = (
     *("sd_space", "sd_first_encoder_layer", "sd_first_decoder_layer", "sd_always_run_attention"),
     *("sd_cross_attention_apart", "sd_token_strategies", "sd_policy_hidden_size", "sd_policy_input"),
     "sd_budget_range",
+    "sd_protect_end",
     "sd_skip_keeps_layer_norm",
 )
 

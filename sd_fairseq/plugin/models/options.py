@@ -33,6 +33,7 @@ DEFAULTS = {  # and MODEL_VALUES of the preset
     "sd_random_seed": 1,
     "sd_static_path": "",
     "sd_skip_keeps_layer_norm": False,
+    "sd_protect_end": 0,
 }
 
 
@@ -88,6 +89,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--sd-random-keep", type=float, metavar="P", help="keep-probability of --sd-policy random, 0..1")
     add("--sd-random-seed", type=int, metavar="N", help="seed of --sd-policy random")
     add("--sd-static-path", metavar="PATH", help="path of --sd-policy static, such as " + NOTATION)
+    text = "token strategies spare N more of a source's last tokens, such as an instruction or a template's end"
+    add("--sd-protect-end", type=int, metavar="N", help=text)
     add(
         "--sd-skip-keeps-layer-norm",
         action="store_true",
@@ -130,6 +133,7 @@ def decision_space(args: Any, tied: bool = False) -> DecisionSpace:
             cross_attention_apart=args.sd_cross_attention_apart,
             token_strategies=strategies or DEFAULT_TOKEN_STRATEGIES,
             tied=tied,
+            spared=args.sd_protect_end,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
