@@ -7,8 +7,9 @@ The changes are cosmic-ray's, drawn by seed from every place that computes (:mod
 mutant is shown only the tests that execute its statement, those of its own chapter and the cheapest first, until one
 fails (:mod:`mutant_session` says how that takes seconds). Tests that need more than ``--limit`` seconds of processor
 time together are left out, so are single ones of more than two, variants of one test beyond eight, and those that run
-commands of their own: a mutant called a survivor might still be caught by them. ``OUT/coverage`` keeps which test executes which line, measured anew for a test file when it or a source that
-it executes has changed. ``OUT/mutants.jsonl`` has a line a mutant; a run that was stopped goes on after the last one.
+commands of their own: a mutant called a survivor might still be caught by them. ``OUT/coverage`` keeps which test
+executes which line, measured anew for a test file when it or a source that it executes has changed.
+``OUT/mutants.jsonl`` has a line a mutant; a run that was stopped goes on after the last one.
 
 Outcomes: killed (a test fails), timeout (a test does not end), survived, equivalent (no test can tell, for the reason
 in ``tools/equivalent_mutants.tsv``: file, function, code before, code after, reason). Both first count as caught.
@@ -56,7 +57,8 @@ class Reach(NamedTuple):
         lines = range(mutant.lines[0], mutant.lines[1] + 1)
         found = {test for line in lines for test in self.tests.get((mutant.file, line), [])}
         any_line = set(self.tests.get((mutant.file, 0), []))
-        found = found or any_line  # a line that import runs
+        if not found and changed_functions(mutant) is None:  # a line that import runs
+            found = any_line
         files = {test.split("::")[0] for test in found}
         beside = {test for test in any_line - found if test.split("::")[0] in files}
         home = "tests/" + mutant.chapter.split("/")[0] + "/"
