@@ -100,6 +100,14 @@ def test_what_is_no_range_is_refused(text):
         BudgetRange.parse(text)
 
 
+def test_a_budget_outside_the_range_is_refused_by_its_place():
+    for inside in (0.5, 0.65, 0.8):
+        RANGE.check(inside, "--sd-flops")
+    for outside in (0.49, 0.81):
+        with pytest.raises(ValueError, match=f"--sd-flops {outside} is not in the range 0.5 to 0.8"):
+            RANGE.check(outside, "--sd-flops")
+
+
 def test_a_larger_shift_keeps_more():
     space = build_tiny_space()
     torch.manual_seed(0)
