@@ -122,6 +122,12 @@ def import_foreign() -> None:
     sys.argv = ["pytest"]
     for name in ("torch", "numpy", "fairseq_cli.train", "fairseq_cli.generate", "fairseq_cli.interactive"):
         importlib.import_module(name)
+    import torch
+
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # what torch imports when it first computes
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.Adam([weight]).step()
 
 
 def collect(files: Sequence[str], work: Callable[[Session], None]) -> int:

@@ -41,6 +41,14 @@ def test_a_budget_between_two_knots_is_shared_out_so_that_the_mean_is_the_budget
     assert RANGE.share_out(torch.tensor([0.1, 0.99]), torch.tensor([0.5, 0.5])).tolist() == pytest.approx([0.5, 0.8])
 
 
+def test_a_knots_own_budget_is_served_to_every_document():
+    """It is no mean of two, however it was rounded."""
+    for one in (RANGE, BudgetRange(0.3, 0.9)):
+        for budget in map(one.knot, range(KNOTS)):
+            served = one.share_out(torch.full((2,), budget), torch.tensor([0.0, 1 - 2**-24]))
+            assert served.tolist() == pytest.approx([budget, budget])
+
+
 def test_any_run_of_updates_has_every_knot_as_often():
     for start in (0, 117, 5000):
         drawn = torch.tensor([RANGE.at(update) for update in range(start, start + 40)])
@@ -49,12 +57,14 @@ def test_any_run_of_updates_has_every_knot_as_often():
         assert torch.allclose(knots, drawn)
 
 
-def test_documents_draw_knots_evenly_whatever_their_batch():
+@pytest.mark.parametrize("served", [RANGE, BudgetRange(0.3, 0.9)])
+def test_documents_draw_knots_evenly_whatever_their_batch(served):
     ids, space = torch.arange(4000), build_tiny_space()
-    drawn = RANGE.spread(Noise.for_examples(ids, 5, space))
-    assert int(torch.bincount(RANGE.indices(drawn), minlength=KNOTS).min()) > 900
-    assert torch.equal(RANGE.spread(Noise.for_examples(ids[7:9], 5, space)), drawn[7:9])
-    assert not torch.equal(RANGE.spread(Noise.for_examples(ids, 6, space)), drawn)
+    drawn = served.spread(Noise.for_examples(ids, 5, space))
+    assert drawn.unique().tolist() == pytest.approx([served.knot(index) for index in range(KNOTS)])
+    assert int(torch.bincount(served.indices(drawn), minlength=KNOTS).min()) > 900
+    assert torch.equal(served.spread(Noise.for_examples(ids[7:9], 5, space)), drawn[7:9])
+    assert not torch.equal(served.spread(Noise.for_examples(ids, 6, space)), drawn)
 
 
 def test_a_document_is_decided_by_its_own_budget_beside_any_other():
@@ -82,10 +92,20 @@ def test_what_is_served_in_a_block_ends_with_it():
     assert torch.equal(before, logits(policy, state, 0.7))  # the default
 
 
-@pytest.mark.parametrize("text", ["", "0.5", "0.8,0.5", "0.5,0.5", "0,0.5", "0.5,1.1", "a,b", "0.5,0.6,0.7", "nan,0.5"])
+@pytest.mark.parametrize(
+    "text", ["", "0.5", "0.8,0.5", "0.5,0.5", "0,0.5", "-0.2,0.5", "0.5,1.1", "a,b", "0.5,0.6,0.7", "nan,0.5"]
+)
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ValueError, match="LOW,HIGH"):
         BudgetRange.parse(text)
+
+
+def test_a_budget_outside_the_range_is_refused_by_its_place():
+    for inside in (0.5, 0.65, 0.8):
+        RANGE.check(inside, "--sd-flops")
+    for outside in (0.49, 0.81):
+        with pytest.raises(ValueError, match=f"--sd-flops {outside} is not in the range 0.5 to 0.8"):
+            RANGE.check(outside, "--sd-flops")
 
 
 def test_a_larger_shift_keeps_more():

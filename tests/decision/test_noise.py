@@ -145,7 +145,8 @@ def test_a_random_policy_keeps_at_its_probability(keep):
     chosen = torch.bincount(decisions.token_choice, minlength=len(expected)) / count
     assert ((chosen - expected).abs() <= SIGMAS * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
     if 0 < keep < 1:
-        correlation = torch.corrcoef(kept.t()) - torch.eye(space.num_switches)
+        kept = torch.cat([kept, (decisions.token_choice == 0).double().unsqueeze(1)], dim=1)
+        correlation = torch.corrcoef(kept.t()) - torch.eye(space.num_switches + 1)
         assert (correlation.abs() < SIGMAS / count**0.5).all()
 
 

@@ -7,10 +7,13 @@ from sd_fairseq.decision.decisions import DecisionSpace
 from sd_fairseq.decision.given_policies import uniform_distribution
 from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
 from sd_fairseq.decision.policy import (
+    LENGTH_CENTRE,
+    LENGTH_SCALE,
     Float32Module,
     PolicyDistribution,
     PolicyNetwork,
     initial_bias,
+    policy_input,
 )
 
 DRAWS = 20000
@@ -237,6 +240,13 @@ def test_float32_modules_survive_casts_with_the_same_values(cast):
             assert value.dtype == torch.float32 and torch.equal(value, before[name]), name
     distribution = model.plain([torch.randn(2, 8).to(model.backbone.weight.dtype)])
     assert distribution.keep_logits.dtype == torch.float32
+
+
+def test_a_source_twice_as_long_moves_the_policys_length_by_one_step_from_0():
+    state, lengths = torch.randn(4, 3), LENGTH_CENTRE * torch.tensor([0.5, 1, 2, 4])
+    read = policy_input("length", state, lengths)
+    torch.testing.assert_close(read, LENGTH_SCALE * torch.tensor([[-1.0], [0], [1], [2]]))
+    assert torch.equal(policy_input("state+length", state, lengths), torch.cat([state, read], dim=1))
 
 
 def test_float32_buffers_survive_casts_and_integers_stay_integers():

@@ -177,6 +177,13 @@ def test_the_structures_of_the_source_are_those_of_python(tmp_path):
     library.check_structures(library.ctypes.CDLL(made))
 
 
+def test_pytorchs_openmp_is_a_file_that_this_process_has_loaded():
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("needs Linux")
+    found = library.openmp_runtimes()
+    assert library.find_openmp() in found and all(map(os.path.isfile, found))
+
+
 def test_it_brings_no_openmp_of_its_own(on_linux):
     program = """
 import torch

@@ -1,5 +1,7 @@
 """A packed product is the plain product, and says what it cannot pack."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,38 @@ def test_8_bit_product_is_within_its_rounding():
     error = (Int8Linear(weight, bias)(x) - F.linear(x, weight, bias)).abs()
     assert bool((error <= 1.05 * bound).all())
     assert float(error.max()) > 0, "8 bits cannot be exact here"
+
+
+@torch.no_grad()
+def test_8_bit_product_of_the_largest_numbers_does_not_overflow():
+    """Some kernels add two products of 8 bits in 16 bits, which the largest would not fit in."""
+    for sign in (1, -1):
+        x, weight = torch.full((2, 64), 3.0), torch.full((8, 64), 0.5 * sign)
+        torch.testing.assert_close(Int8Linear(weight)(x), F.linear(x, weight), atol=0.5, rtol=0.02)
+
+
+@torch.no_grad()
+def test_8_bit_product_adds_bias_and_activation_and_bears_an_output_without_weights():
+    x, weight, bias = torch.randn(5, 16), torch.randn(6, 16), torch.randn(6)
+    weight[2] = 0
+    plain = Int8Linear(weight, bias)(x)
+    assert torch.equal(plain[:, 2], bias[2].expand(5))
+    torch.testing.assert_close(plain - Int8Linear(weight)(x), bias.expand(5, -1))
+    assert torch.equal(Int8Linear(weight, bias, "relu")(x), F.relu(plain))
+
+
+def test_large_float32_weights_are_packed_where_pytorch_has_onednn():
+    has = torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+    assert can_pack(torch.zeros(512, 512)) == has
+    assert not can_pack(torch.zeros(512, 511))
+
+
+def test_a_pytorch_without_the_operators_packs_nothing(monkeypatch):
+    bare = SimpleNamespace(mkldnn=SimpleNamespace(_linear_pointwise=None))
+    monkeypatch.setattr(packed_linear, "torch", SimpleNamespace(ops=bare, backends=torch.backends, bfloat16=None))
+    assert not can_pack(torch.zeros(512, 512))
 
 
 def test_unknown_activation_is_refused():

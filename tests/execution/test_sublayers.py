@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sd_fairseq.execution.sublayers import expand_rows, find_kept_rows, run_kept_rows, select_rows
+from sd_fairseq.execution.sublayers import expand_rows, find_kept_rows, run_gated, run_kept_rows, select_rows
 
 STEPS, BATCH, DIM = 4, 6, 5
 KEEPS = {
@@ -114,3 +114,12 @@ def test_sentences_expand_to_their_beam_rows():
     assert expand_rows(torch.tensor([0, 2]), 1).tolist() == [0, 2]
     assert expand_rows(torch.tensor([], dtype=torch.long), 4).tolist() == []
     assert expand_rows(None, 4) is None
+
+
+@pytest.mark.parametrize("skipped", [None, torch.sin], ids=["identity", "function"])
+def test_a_gate_mixes_each_rows_output_with_what_it_passes_on(skipped):
+    gate, x, sublayer = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.25]), torch.randn(STEPS, BATCH, DIM), Counted()
+    found = run_gated(sublayer, x, gate, skipped)
+    passed, run = x if skipped is None else skipped(x), sublayer(x, None)
+    for row, share in enumerate(gate.tolist()):
+        torch.testing.assert_close(found[:, row], share * run[:, row] + (1 - share) * passed[:, row])

@@ -1,4 +1,4 @@
-"""The parts of T5, each against its formula."""
+"""The parts of T5 and LLaMA, each against its formula or its law."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sd_fairseq.families.attention import Attention, causal_scores, padding_scores, reorder_cache
 from sd_fairseq.families.feed_forward import FeedForward
 from sd_fairseq.families.norms import RMSNorm
-from sd_fairseq.families.positions import RelativeBias, relative_bucket
+from sd_fairseq.families.positions import RelativeBias, relative_bucket, rotate
 
 
 def test_buckets_are_exact_nearby_and_grow_with_the_distance():
@@ -26,6 +26,17 @@ def test_a_bias_depends_on_head_and_distance_only():
     assert found.shape == (1, 3, 4, 4)
     assert torch.equal(found, bias(places + 57, places + 57))
     assert torch.equal(found[0, :, 1, 2], bias.embedding.weight[relative_bucket(torch.tensor(1), 8, 20, True)])
+
+
+def test_products_of_turned_vectors_depend_on_their_distance_and_lengths_stay():
+    x, y, places = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6), torch.tensor([[0, 2, 3, 9]])
+    assert torch.equal(rotate(x, torch.zeros(1, 4, dtype=torch.long), 100.0), x)
+    turned = rotate(x, places, 100.0)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    products = turned @ rotate(y, places, 100.0).transpose(2, 3)
+    moved = rotate(x, places + 5, 100.0) @ rotate(y, places + 5, 100.0).transpose(2, 3)
+    torch.testing.assert_close(products, moved, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(products, x @ y.transpose(2, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,7 @@
 """The multiplier's products are those of the expected gradients, and the constraint binds under noise."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -114,3 +116,18 @@ def test_products_do_not_depend_on_how_a_batch_is_cut(split):
         found = PolicyGradientSums.unflatten(sums.flatten()).cross_products()
         whole = found if whole is None else whole
         torch.testing.assert_close(found, whole)
+
+
+def test_products_come_from_halves_that_both_have_examples_and_the_first_are_taken_whole():
+    torch.manual_seed(5)
+    policy = nn.Linear(3, 1, bias=False)
+    learner = PolicyLearner(3)
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    even, odd = torch.randn(2, 3), torch.randn(2, 3)
+    sums = PolicyGradientSums(even[0] + odd[0], even[1] + odd[1], two, one, one, odd[0], odd[1], one)
+    expected = cross_products(even[0], even[1], odd[0], odd[1])
+    torch.testing.assert_close(sums.cross_products(), expected)
+    for empty in (torch.tensor(0.0), two):
+        assert dataclasses.replace(sums, odd_examples=empty).cross_products() is None
+    learner.update(list(policy.parameters()), sums, MultiplierRule(), 0.1, 0.0)
+    torch.testing.assert_close(learner.products, expected)
