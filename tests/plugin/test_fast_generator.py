@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import T5_VARIANTS, VOCABULARY, along, build_model, random_batch, random_decisions, undecide
+from factories import LLAMA_VARIANTS, T5_VARIANTS, VOCABULARY, along, build_model, random_batch, random_decisions, undecide
 from fairseq import search
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
@@ -38,6 +38,7 @@ VARIANTS = {
     },
     "tanh": {"activation_fn": "tanh"},
     **T5_VARIANTS,
+    **LLAMA_VARIANTS,
 }
 SEARCHES = {
     "length penalty": {"len_penalty": 2.0},
