@@ -8,7 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import LLAMA_VARIANTS, T5_VARIANTS, VOCABULARY, along, build_model, random_batch, random_decisions, undecide
+from factories import (
+    LLAMA_VARIANTS,
+    T5_VARIANTS,
+    VOCABULARY,
+    along,
+    build_model,
+    random_batch,
+    random_decisions,
+    undecide,
+)
 from fairseq import search
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
