@@ -62,25 +62,39 @@ class SelfAttentionCache:
 
     Args:
         sentences: K, those that keep the layer.
-        heads: H.
-        head_dim: C / H.
+        heads: H, of keys and values; queries may have a multiple of it.
+        head_dim: D.
         beam: hypotheses a sentence.
         dtype, device: of the cache, see :func:`cache_dtype`.
+        prefix: keys and values [2, K, H, S, D] that all hypotheses of a sentence see, such as a prompt's.
     """
 
-    def __init__(self, sentences: int, heads: int, head_dim: int, beam: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        sentences: int,
+        heads: int,
+        head_dim: int,
+        beam: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        prefix: Optional[Tensor] = None,
+    ):
         self.beam = beam
-        size = (2, sentences, heads, FIRST_STEPS * beam, head_dim)
+        self.before = 0 if prefix is None else prefix.size(3)  # keys before the first step's
+        size = (2, sentences, heads, self.before + FIRST_STEPS * beam, head_dim)
         self.both = torch.zeros(size, dtype=dtype, device=device)  # keys and values
+        if prefix is not None:
+            self.both[:, :, :, : self.before] = prefix
 
     def append(self, keys_values: Tensor, step: int) -> None:
-        """Writes one step's keys and values, [2, K, H, beam, C / H]."""
+        """Writes one step's keys and values, [2, K, H, beam, D]."""
         self.make_room(step)
-        self.both[:, :, :, step * self.beam : (step + 1) * self.beam] = keys_values
+        start = self.before + step * self.beam
+        self.both[:, :, :, start : start + self.beam] = keys_values
 
     def make_room(self, step: int) -> bool:
         """Grows where there is no room for ``step``; tells whether it did."""
-        if (step + 1) * self.beam <= self.both.size(3):
+        if self.before + (step + 1) * self.beam <= self.both.size(3):
             return False
         self.both = torch.cat([self.both, torch.zeros_like(self.both)], dim=3)
         return True
@@ -89,14 +103,15 @@ class SelfAttentionCache:
         """Attends over everything up to ``step``.
 
         Args:
-            queries: [K, beam, H, C / H], scaled.
+            queries: [K, beam, H, D], scaled; H of the queries.
             step: the step just appended.
-            mask: see :func:`attend`; N = (step + 1) * beam.
+            mask: see :func:`attend`; N = prefix + (step + 1) * beam.
 
         Returns:
-            [K * beam, C], in the precision of ``queries``.
+            [K * beam, H * D], in the precision of ``queries``.
         """
-        keys, values = self.both[:, :, :, : (step + 1) * self.beam].flatten(1, 2).unbind(0)  # [K * H, N, D] each
+        length = self.before + (step + 1) * self.beam
+        keys, values = self.both[:, :, :, :length].flatten(1, 2).unbind(0)  # [K * H, N, D] each
         return attend(queries.to(keys.dtype), keys.transpose(1, 2), values, mask).to(queries.dtype)
 
     def move(self, target: int, source: int, count: int) -> None:
@@ -116,21 +131,23 @@ def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Attention of a few queries a sentence over many keys.
+    """Attention of a few queries a sentence over many keys; heads may share keys and values in groups.
 
     Args:
         queries: [K, Q, H, D], scaled.
-        keys: [K * H, D, N].
-        values: [K * H, N, D].
-        mask: [K * H, Q or 1, N], added to the scores, or None; see :func:`for_heads`.
+        keys: [K * H', D, N]; H' divides H.
+        values: [K * H', N, D].
+        mask: [K * H, Q, N], added to the scores, or None; see :func:`for_heads`. [K * H, 1, N] where H' is H.
 
     Returns:
         [K * Q, H * D].
     """
     sentences, count, heads, dim = queries.size()
-    queries = queries.transpose(1, 2).reshape(sentences * heads, count, dim)  # [K * H, Q, D]
-    scores = torch.bmm(queries, keys) if mask is None else torch.baddbmm(mask, queries, keys)  # [K * H, Q, N]
-    output = torch.bmm(torch.softmax(scores, dim=-1), values)  # [K * H, Q, D]
+    queries = queries.transpose(1, 2).reshape(keys.size(0), -1, dim)  # [K * H', H / H' * Q, D]
+    if mask is not None and mask.size(0) != keys.size(0):
+        mask = mask.reshape(keys.size(0), -1, mask.size(2))  # [K * H', H / H' * Q, N]
+    scores = torch.bmm(queries, keys) if mask is None else torch.baddbmm(mask, queries, keys)
+    output = torch.bmm(torch.softmax(scores, dim=-1), values)  # [K * H', H / H' * Q, D]
     return output.view(sentences, heads, count, dim).transpose(1, 2).reshape(sentences * count, heads * dim)
 
 

@@ -8,7 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import T5_VARIANTS, VOCABULARY, along, build_model, random_batch, random_decisions, undecide
+from factories import (
+    PROMPT_VARIANTS,
+    T5_VARIANTS,
+    VOCABULARY,
+    along,
+    build_model,
+    random_batch,
+    random_decisions,
+    undecide,
+)
 from fairseq import search
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
@@ -38,6 +47,7 @@ VARIANTS = {
     },
     "tanh": {"activation_fn": "tanh"},
     **T5_VARIANTS,
+    **{name: options for name, options in PROMPT_VARIANTS.items() if name.startswith("LLaMA")},
 }
 SEARCHES = {
     "length penalty": {"len_penalty": 2.0},

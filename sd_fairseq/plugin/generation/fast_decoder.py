@@ -142,14 +142,9 @@ class LayerSearch:
         assert cache is not None, "rows that keep self-attention have a cache"
         qkv = layer.qkv(x).view(-1, self.beam, 3, layer.heads, layer.head_dim)  # [K, beam, 3, H, D]
         cache.append(qkv[:, :, 1:].permute(2, 0, 3, 1, 4), step)
-        return layer.attention_out(cache.attend(qkv[:, :, 0], step, self._select_mask(mask)))
-
-    def _select_mask(self, mask: Optional[Tensor]) -> Optional[Tensor]:
-        """Selects the heads' masks of the sentences that keep self-attention."""
-        if mask is None or self.attention_slots is None:
-            return mask
-        heads = mask.view(-1, self.layer.heads, mask.size(1), mask.size(2))  # [B, H, beam, N]
-        return heads.index_select(0, self.attention_slots).flatten(0, 1)
+        return layer.attention_out(
+            cache.attend(qkv[:, :, 0], step, select_masks(mask, self.attention_slots, layer.heads))
+        )
 
     def _cross_attention(self, x: Tensor) -> Tensor:
         layer, cache = self.layer, self.cross_cache
@@ -170,18 +165,18 @@ class DecoderSearch:
 
     layer_search: Any = LayerSearch
 
-    def __init__(self, model: Any, weights: FastWeights, source: EncodedSource, beam: int):
-        self.weights, self.beam = weights, beam
-        self.device = source.x.device
+    def __init__(self, model: Any, weights: FastWeights, source: Any, beam: int):
+        self.weights, self.beam, self.device = weights, beam, weights.device
         sentences = len(source.lengths)
-        self.layers = [
-            self.layer_search(layer, source, beam, index, weights.keeps_norm)
-            for index, layer in enumerate(weights.decoder_layers)
-        ]
+        self.layers = self._build_layers(source)
         self.ancestry = self._build_ancestry(sentences)
         self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
         self._find_order()
         self.steps = 0
+
+    def _build_layers(self, source: Any) -> List[Any]:
+        keeps_norm, layers = self.weights.keeps_norm, enumerate(self.weights.decoder_layers)
+        return [self.layer_search(layer, source, self.beam, index, keeps_norm) for index, layer in layers]
 
     def _build_ancestry(self, sentences: int) -> Any:
         if self.beam == 1:
@@ -199,10 +194,13 @@ class DecoderSearch:
             Logits [R, V] in the search's order.
         """
         tokens = tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows)
-        x = self.weights.embed_step(tokens)
-        x = self._run_layers(x, self.steps)
+        x = self._run_layers(self._embed(tokens), self.steps)
         self.steps += 1
         return self._run_head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Embeds the newest of [R, step + 1] tokens: [R, C]."""
+        return self.weights.embed_step(tokens)
 
     def _run_layers(self, x: Tensor, step: int) -> Tensor:
         """Runs everything between embedding and logits on [R, C]."""
@@ -243,13 +241,17 @@ class DecoderSearch:
         self.slot_of = [self.slot_of[place] for place in kept]
         last = len(self.slot_of) + len(finished) - 1
         for slot in sorted(finished, reverse=True):  # the highest first, so that the last slot is never a finished one
-            for layer in self.layers:
-                layer.remove(slot, last, self.device)
-            if self.ancestry is not None:
-                self.ancestry.move(slot, last, last)
+            self._remove(slot, last)
             self.slot_of = [slot if one == last else one for one in self.slot_of]
             last -= 1
         self._find_order()
+
+    def _remove(self, slot: int, last: int) -> None:
+        """Takes out a finished sentence; the one in slot ``last``, the highest, moves to its slot."""
+        for layer in self.layers:
+            layer.remove(slot, last, self.device)
+        if self.ancestry is not None:
+            self.ancestry.move(slot, last, last)
 
     def _find_order(self) -> None:
         """Finds the rows that translate between the search's order and the slots'; None where they are the same."""
@@ -262,6 +264,13 @@ class DecoderSearch:
         place_of = sorted(range(len(self.slot_of)), key=self.slot_of.__getitem__)
         self.search_rows = Slots(place_of).rows(self.beam, self.device)
         self.sentence_order = torch.tensor(place_of, dtype=torch.long, device=self.device)
+
+
+def select_masks(mask: Optional[Tensor], slots: Optional[Tensor], heads: int) -> Optional[Tensor]:
+    """Selects the heads' masks [B * H, beam, N] of the sentences in ``slots``; None = of all."""
+    if mask is None or slots is None:
+        return mask
+    return mask.view(-1, heads, mask.size(1), mask.size(2)).index_select(0, slots).flatten(0, 1)
 
 
 def add_bias(mask: Optional[Tensor], bias: Tensor, sentences: int, beam: int) -> Tensor:

@@ -7,7 +7,7 @@ not for its longest sentence; attention runs sentence by sentence (together wher
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -49,22 +49,15 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
     """
     encoder = model.encoder
     src_tokens = net_input["src_tokens"]
-    padding_mask = src_tokens.eq(encoder.padding_idx)  # [B, S]
-    real = ~padding_mask
+    real = src_tokens.ne(encoder.padding_idx)  # [B, S]
     embedded = weights.embed_source(src_tokens)  # [B, S, C]
     x = embedded[real].to(weights.stream)  # [N, C]
     lengths = real.sum(dim=1).tolist()
     bias = weights.source_bias(lengths)
     x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False, bias)
-    padded = x.new_zeros(embedded.size())
-    padded[real] = x
-    path = net_input.get("path", PathRequest())
-    decider = Decider(encoder.space, encoder.policy, path, src_tokens, padding_mask)
-    decider.decide(1, encoder.view_for_policy(padded.transpose(0, 1)))
-    decisions = decider.decisions()
-    if bool((decisions.token_choice != 0).any()):
-        keep = kept_token_mask(padding_mask, decisions.token_choice, encoder.space.token_strategies)  # [B, S]
-        x, lengths = padded[keep], keep.sum(dim=1).tolist()  # [N', C]
+    decisions, keep = decide(encoder, net_input, src_tokens, x)
+    if keep is not None:
+        x, lengths = x[keep[real]], keep.sum(dim=1).tolist()  # [N', C]
         bias = weights.source_bias(lengths, keep)
     attention, ffn = find_kept_rows(decisions.encoder_attention), find_kept_rows(decisions.encoder_ffn)
     for index in range(1, len(weights.encoder_layers)):
@@ -72,9 +65,35 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
         x = run_layer(layer, x, lengths, attention[index], ffn[index], weights.keeps_norm, bias)
     if weights.encoder_norm is not None:
         x = weights.encoder_norm(x)
+    return EncodedSource(x, lengths, decisions)
+
+
+def decide(
+    encoder: Any, net_input: Dict[str, Any], src_tokens: Tensor, x: Tensor
+) -> Tuple[Decisions, Optional[Tensor]]:
+    """Asks the policy, once, and notes what it decides where a trace is kept.
+
+    Args:
+        encoder: of a switchable model.
+        net_input: see :func:`encode`.
+        src_tokens: LongTensor [B, S], what layer 1 ran.
+        x: [N, C], layer 1's output for the tokens that are no padding.
+
+    Returns:
+        The decisions; and BoolTensor [B, S], the tokens that are not dropped, or None where none is.
+    """
+    padding_mask = src_tokens.eq(encoder.padding_idx)
+    padded = x.new_zeros(*src_tokens.size(), x.size(-1))  # [B, S, C]
+    padded[~padding_mask] = x
+    path = net_input.get("path", PathRequest())
+    decider = Decider(encoder.space, encoder.policy, path, src_tokens, padding_mask)
+    decider.decide(1, encoder.view_for_policy(padded.transpose(0, 1)))
+    decisions = decider.decisions()
     if net_input.get("decision_log") is not None:
         net_input["decision_log"].append(decisions)
-    return EncodedSource(x, lengths, decisions)
+    if not bool((decisions.token_choice != 0).any()):
+        return decisions, None
+    return decisions, kept_token_mask(padding_mask, decisions.token_choice, encoder.space.token_strategies)
 
 
 def run_layer(
@@ -177,9 +196,11 @@ def token_rows(sentences: KeptRows, lengths: Sequence[int]) -> KeptRows:
     return rows.to(sentences.device)
 
 
-def flatten_encoder_out(encoder_out: Dict[str, list], dtype: Optional[torch.dtype]) -> EncodedSource:
+def flatten_encoder_out(
+    model: Any, weights: FastWeights, net_input: Dict[str, Any], encoder_out: Dict[str, list]
+) -> EncodedSource:
     """Takes the padding out of the switchable encoder's own output."""
     x, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
     real = ~padding_mask  # [B, S']
-    flat = x.transpose(0, 1)[real].to(dtype)
+    flat = x.transpose(0, 1)[real].to(weights.precision.dtype)
     return EncodedSource(flat, real.sum(dim=1).tolist(), encoder_out["decisions"][0])

@@ -6,17 +6,21 @@ the same; only what computes the log-probabilities is exchanged.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, encode, flatten_encoder_out
+from sd_fairseq.plugin.generation.fast_answer import AnswerSearch
+from sd_fairseq.plugin.generation.fast_encoder import encode, flatten_encoder_out
+from sd_fairseq.plugin.generation.fast_llama import FastLlamaWeights
+from sd_fairseq.plugin.generation.fast_prompt import read_prompts, take_prompts
 from sd_fairseq.plugin.generation.fast_t5 import FastT5Weights
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision, packed_weights
 from sd_fairseq.plugin.generation.native_search import start_search
+from sd_fairseq.plugin.models.prompt_stacks import AnswerDecoder
 from sd_fairseq.plugin.models.switchable_decoder import SwitchableDecoder
 from sd_fairseq.plugin.models.t5_stacks import SwitchableT5Decoder
 
@@ -28,7 +32,29 @@ PRECISIONS = {
     "int8": Precision(torch.float32, int8=True),
 }
 
-FAMILIES: Dict[type, Any] = {SwitchableDecoder: FastWeights, SwitchableT5Decoder: FastT5Weights}
+
+
+class Family(NamedTuple):
+    """How a family's models are run.
+
+    Args:
+        weights: their packed weights.
+        read: reads a batch, by (model, weights, ``net_input``).
+        take: takes what the model's own encoder returned, by (model, weights, ``net_input``, ``encoder_out``).
+        search: begins a search, by (model, weights, what was read, beam).
+    """
+
+    weights: Type[Any]
+    read: Callable[..., Any]
+    take: Callable[..., Any]
+    search: Callable[..., Any]
+
+
+FAMILIES: Dict[type, Family] = {
+    SwitchableDecoder: Family(FastWeights, encode, flatten_encoder_out, start_search),
+    SwitchableT5Decoder: Family(FastT5Weights, encode, flatten_encoder_out, start_search),
+    AnswerDecoder: Family(FastLlamaWeights, read_prompts, take_prompts, AnswerSearch),
+}
 
 
 def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
@@ -42,8 +68,8 @@ def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
         return f"an ensemble of {len(models)} models"
     model = models[0]
     decoder = getattr(model, "decoder", None)
-    if not isinstance(decoder, tuple(FAMILIES)):
-        return f"{type(model).__name__} is not a switchable BART or T5"
+    if type(decoder) not in FAMILIES:
+        return f"{type(model).__name__} is not a switchable BART, T5 or LLaMA"
     if getattr(args, "print_alignment", None) or getattr(args, "replace_unk", None) is not None:
         return "alignments are wanted"
     if getattr(args, "retain_dropout", False):
@@ -76,20 +102,25 @@ class FastModel(EnsembleModel):
         self.beam = beam_size
 
     def forward_encoder(self, net_input: Dict[str, Tensor]) -> List[Any]:
-        """Encodes a batch: one :class:`EncodedSource` in a list."""
-        model = self.single_model
+        """Reads a batch: what the search needs of it, in a list."""
+        model, family = self.single_model, self.family
         precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
         self.weights = None  # no longer needed if it is of other values
-        self.weights = packed_weights(model, precision, FAMILIES[type(model.decoder)])
+        self.weights = packed_weights(model, precision, family.weights)
         stages = getattr(model.encoder.policy, "stages", ())
         if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
-            return [flatten_encoder_out(model.encoder.forward_torchscript(net_input), precision.dtype)]
-        return [encode(model, self.weights, net_input)]
+            return [family.take(model, self.weights, net_input, model.encoder.forward_torchscript(net_input))]
+        return [family.read(model, self.weights, net_input)]
+
+    @property
+    def family(self) -> Family:
+        """The model's."""
+        return FAMILIES[type(self.single_model.decoder)]
 
     def forward_decoder(
         self,
         tokens: Tensor,
-        encoder_outs: List[EncodedSource],
+        encoder_outs: List[Any],
         incremental_states: List[Dict[str, Any]],
         temperature: float = 1.0,
     ) -> Tuple[Tensor, None]:
@@ -108,7 +139,7 @@ class FastModel(EnsembleModel):
         if "search" not in state:
             source = encoder_outs[0]
             beam = tokens.size(0) // len(source.lengths)
-            state["search"] = start_search(self.single_model, self.weights, source, beam)
+            state["search"] = self.family.search(self.single_model, self.weights, source, beam)
         logits = state["search"].step(tokens)
         if temperature != 1.0:
             logits = logits.div_(temperature)

@@ -10,59 +10,12 @@ from typing import Any, List, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sd_fairseq.families.norms import divide_by_rms
 from sd_fairseq.families.t5 import T5Layer
-from sd_fairseq.plugin.generation.fast_weights import (
-    FastWeights,
-    Precision,
-    Residual,
-    device_of,
-    pack,
-    take_fingerprint,
-)
+from sd_fairseq.plugin.generation.fast_blocks import FastFeedForward, FastRMSNorm, head_of, residual_of
+from sd_fairseq.plugin.generation.fast_weights import FastWeights, Precision, device_of, pack, take_fingerprint
 from sd_fairseq.plugin.guards.errors import InputError
-
-
-class FastRMSNorm:
-    """The norm, from float32 states to the precision of the products.
-
-    Args:
-        module: the model's norm.
-        dtype: of what it returns.
-    """
-
-    def __init__(self, module: Any, dtype: torch.dtype):
-        self.weight, self.eps, self.dtype = module.weight.detach().float(), module.eps, dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
-        return (divide_by_rms(x, self.eps) * self.weight).to(self.dtype)
-
-
-class FastFeedForward:
-    """A layer's feed-forward products; those of gate and input are one.
-
-    Args:
-        module: the model's sub-layer.
-        precision: see :class:`Precision`.
-    """
-
-    name = "t5"
-
-    def __init__(self, module: Any, precision: Precision):
-        self.gated, self.activation = module.gate is not None, module.activation
-        inputs = [module.gate, module.fc1] if self.gated else [module.fc1]
-        self.first, self.second = pack(inputs, precision), pack([module.fc2], precision)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
-        x = self.first(x)
-        if not self.gated:
-            return self.second(self.activation(x))
-        gate, x = x.chunk(2, dim=-1)  # [..., F] each
-        return self.second(self.activation(gate) * x)
 
 
 class T5LayerWeights:
@@ -76,20 +29,16 @@ class T5LayerWeights:
     def __init__(self, layer: T5Layer, precision: Precision):
         attention, cross = layer.self_attn, getattr(layer, "encoder_attn", None)
         self.heads, self.head_dim = attention.heads, attention.head_dim
-        self.attention_residual = self._residual(layer.self_attn_layer_norm, precision)
+        self.attention_residual = residual_of(layer.self_attn_layer_norm, precision)
         self.qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj], precision)
         self.attention_out = pack([attention.out_proj], precision)
-        self.ffn_residual = self._residual(layer.final_layer_norm, precision)
+        self.ffn_residual = residual_of(layer.final_layer_norm, precision)
         self.ffn = FastFeedForward(layer.ffn, precision)
         if cross is not None:
-            self.cross_residual = self._residual(layer.encoder_attn_layer_norm, precision)
+            self.cross_residual = residual_of(layer.encoder_attn_layer_norm, precision)
             self.cross_query = pack([cross.q_proj], precision)
             self.cross_keys_values = pack([cross.k_proj, cross.v_proj], precision)
             self.cross_out = pack([cross.out_proj], precision)
-
-    @staticmethod
-    def _residual(norm: nn.Module, precision: Precision) -> Residual:
-        return Residual(FastRMSNorm(norm, precision.dtype), before=True)  # type: ignore[arg-type]
 
 
 class FastT5Weights(FastWeights):
@@ -118,7 +67,7 @@ class FastT5Weights(FastWeights):
         self.encoder_norm = FastRMSNorm(encoder.layer_norm, precision.dtype)
         self.decoder_norm = FastRMSNorm(decoder.layer_norm, precision.dtype)
         self.embedding_norm = None
-        self.head = pack([head_of(decoder)], precision)
+        self.head = pack([head_of(decoder, decoder.head_scale)], precision)
 
     def embed_source(self, src_tokens: Tensor) -> Tensor:
         """Embeds the source: [B, S] -> [B, S, C]."""
@@ -142,13 +91,3 @@ class FastT5Weights(FastWeights):
         """Returns the bias of a step, [H, step + 1]."""
         keys = torch.arange(step + 1, device=self.device).unsqueeze(0)
         return self.model.decoder.relative_bias(keys[:, step:], keys).detach()[0, :, 0].float()
-
-
-def head_of(decoder: Any) -> nn.Module:
-    """Returns the head as a linear layer; a tied one is the embedding times its scale."""
-    if decoder.output_projection is not None:
-        return decoder.output_projection
-    weight = decoder.embed_tokens.weight
-    head = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
-    head.weight = nn.Parameter(weight.detach() * decoder.head_scale, requires_grad=False)
-    return head
