@@ -21,7 +21,7 @@ from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.decision.given_policies import GivenPolicy
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.plugin.generation.by_path import Pools, select
-from sd_fairseq.plugin.generation.fast_encoder import encode
+from sd_fairseq.plugin.generation.fast_encoder import encode, read_first
 from sd_fairseq.plugin.generation.fast_model import PRECISIONS
 from sd_fairseq.plugin.generation.fast_weights import FastWeights
 from sd_fairseq.plugin.generation.native_search import start_search
@@ -199,7 +199,11 @@ def pool_rows(bench: Bench, batch: int = 16, batches: int = 8, paths: int = 8) -
     def run(pool: int, kind: str) -> None:
         bench.model.encoder.policy = policies[kind]
         for rows in torch.arange(batch * batches).split(batch * pool):
-            Pools(pool, batch, None).generate(bench.step, [bench.model], select(sample, rows, 1))
+            Pools(pool, batch, None).generate(bench.step, decide, [bench.model], select(sample, rows, 1))
+
+    def decide(net_input: Dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return read_first(bench.model, bench.weights, net_input)
 
     runs = {
         "by path": lambda: run(batches, "some"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -136,6 +136,7 @@ class Pools:
     def generate(
         self,
         step: Callable[..., List[Any]],
+        decide: Callable[[Dict[str, Any]], Tuple[Decisions, Optional[List[Tensor]]]],
         models: Sequence[Any],
         sample: Dict[str, Any],
         **more: Optional[Tensor],
@@ -144,6 +145,7 @@ class Pools:
 
         Args:
             step: generates a batch: by (batch, prefix_tokens=..., constraints=...).
+            decide: of a batch's ``net_input``, its decisions and what it has read of every document, or None.
             models: of the generator.
             sample: the pool, a batch of fairseq's; its decisions are noted where it has a place for them.
             more: ``prefix_tokens`` and ``constraints`` of the pool, or None.
@@ -155,12 +157,15 @@ class Pools:
         padding = models[0].encoder.padding_idx
         lengths = source.ne(padding).sum(dim=1).tolist()
         batches = self.batch.cut(list(range(len(lengths))), lengths)
-        decisions = None
+        decisions: Optional[Decisions] = None
+        states: List[Tensor] = []
         if not decides_once(models):
             self.warn()
         elif len(batches) > 1:
             parts = [select(sample, torch.tensor(rows, device=source.device), padding) for rows in batches]
-            decisions = join([models[0].encoder.decide(part["net_input"]["src_tokens"]) for part in parts])
+            read = [decide(part["net_input"]) for part in parts]
+            decisions = join([decided for decided, _ in read])
+            states = [one for _, known in read for one in known or ()]
             batches = group(decisions, models[0].space, lengths, self.batch)
         log = sample["net_input"].get("decision_log")
         logged: List[Decisions] = []
@@ -171,6 +176,8 @@ class Pools:
             part = select(sample, index, padding)
             if decisions is not None:
                 part["net_input"]["path"] = PathRequest(decisions=decisions.index_select(index))
+            if states:
+                part["net_input"]["first_layer"] = [states[row] for row in rows]
             if log is not None:
                 part["net_input"]["decision_log"] = []
             given = {name: None if value is None else value.index_select(0, index) for name, value in more.items()}
@@ -181,6 +188,12 @@ class Pools:
         if logged:
             log.append(join(logged).index_select(torch.tensor(order, device=source.device).argsort()))
         return results
+
+
+def decider_of(generator: Any, models: Sequence[Any]) -> Callable[[Dict[str, Any]], Any]:
+    """Returns what decides for a batch: the fast model, or the model's own encoder."""
+    fast = getattr(getattr(generator, "model", None), "decide", None)
+    return fast or (lambda net_input: (models[0].encoder.decide(net_input["src_tokens"]), None))
 
 
 def decides_once(models: Sequence[Any]) -> bool:

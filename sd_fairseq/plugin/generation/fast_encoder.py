@@ -45,16 +45,15 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
         model: a switchable model whose policy decides once, after encoder layer 1.
         weights: the model's, packed.
         net_input: ``src_tokens`` [B, S]; ``decision_log`` where a trace is kept; ``path`` to take another than the
-            deployed one.
+            deployed one; ``first_layer``, what :func:`read_first` gave for every sentence, where that is known.
     """
     encoder = model.encoder
     src_tokens = net_input["src_tokens"]
     real = src_tokens.ne(encoder.padding_idx)  # [B, S]
-    embedded = weights.embed_source(src_tokens)  # [B, S, C]
-    x = embedded[real].to(weights.stream)  # [N, C]
     lengths = real.sum(dim=1).tolist()
     bias = weights.source_bias(lengths)
-    x = run_layer(weights.encoder_layers[0], x, lengths, None, None, False, bias)
+    known = net_input.get("first_layer")
+    x = run_first(weights, src_tokens, real, lengths, bias) if known is None else torch.cat(known)
     decisions, keep = decide(encoder, net_input, src_tokens, x)
     if keep is not None:
         x, lengths = x[keep[real]], keep.sum(dim=1).tolist()  # [N', C]
@@ -66,6 +65,24 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
     if weights.encoder_norm is not None:
         x = weights.encoder_norm(x)
     return EncodedSource(x, lengths, decisions)
+
+
+def run_first(
+    weights: FastWeights, src_tokens: Tensor, real: Tensor, lengths: List[int], bias: Optional[List[Tensor]]
+) -> Tensor:
+    """Embeds and runs layer 1: LongTensor [B, S], of which BoolTensor [B, S] is no padding -> [N, C]."""
+    x = weights.embed_source(src_tokens)[real].to(weights.stream)
+    return run_layer(weights.encoder_layers[0], x, lengths, None, None, False, bias)
+
+
+def read_first(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Tuple[Decisions, List[Tensor]]:
+    """Returns what a batch's policy decides, and layer 1's output [S, C] of every sentence; the rest does not run."""
+    src_tokens = net_input["src_tokens"]
+    real = src_tokens.ne(model.encoder.padding_idx)
+    lengths = real.sum(dim=1).tolist()
+    x = run_first(weights, src_tokens, real, lengths, weights.source_bias(lengths))
+    without_log = {name: value for name, value in net_input.items() if name != "decision_log"}
+    return decide(model.encoder, without_log, src_tokens, x)[0], list(x.split(lengths))
 
 
 def decide(

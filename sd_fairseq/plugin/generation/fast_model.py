@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
+from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.plugin.generation.fast_answer import AnswerSearch
-from sd_fairseq.plugin.generation.fast_encoder import encode, flatten_encoder_out
+from sd_fairseq.plugin.generation.fast_encoder import encode, flatten_encoder_out, read_first
 from sd_fairseq.plugin.generation.fast_llama import FastLlamaWeights
 from sd_fairseq.plugin.generation.fast_prompt import read_prompts, take_prompts
 from sd_fairseq.plugin.generation.fast_t5 import FastT5Weights
@@ -40,20 +41,22 @@ class Family(NamedTuple):
     Args:
         weights: their packed weights.
         read: reads a batch, by (model, weights, ``net_input``).
+        first: reads layer 1 only and decides, by the same; None = the model's own encoder does.
         take: takes what the model's own encoder returned, by (model, weights, ``net_input``, ``encoder_out``).
         search: begins a search, by (model, weights, what was read, beam).
     """
 
     weights: Type[Any]
     read: Callable[..., Any]
+    first: Optional[Callable[..., Any]]
     take: Callable[..., Any]
     search: Callable[..., Any]
 
 
 FAMILIES: Dict[type, Family] = {
-    SwitchableDecoder: Family(FastWeights, encode, flatten_encoder_out, start_search),
-    SwitchableT5Decoder: Family(FastT5Weights, encode, flatten_encoder_out, start_search),
-    AnswerDecoder: Family(FastLlamaWeights, read_prompts, take_prompts, AnswerSearch),
+    SwitchableDecoder: Family(FastWeights, encode, read_first, flatten_encoder_out, start_search),
+    SwitchableT5Decoder: Family(FastT5Weights, encode, read_first, flatten_encoder_out, start_search),
+    AnswerDecoder: Family(FastLlamaWeights, read_prompts, None, take_prompts, AnswerSearch),
 }
 
 
@@ -103,14 +106,27 @@ class FastModel(EnsembleModel):
 
     def forward_encoder(self, net_input: Dict[str, Tensor]) -> List[Any]:
         """Reads a batch: what the search needs of it, in a list."""
-        model, family = self.single_model, self.family
-        precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
-        self.weights = None  # no longer needed if it is of other values
-        self.weights = packed_weights(model, precision, family.weights)
+        model, weights = self.single_model, self.pack()
         stages = getattr(model.encoder.policy, "stages", ())
         if len(stages) > 1 or not net_input["src_tokens"].device.type == "cpu":
-            return [family.take(model, self.weights, net_input, model.encoder.forward_torchscript(net_input))]
-        return [family.read(model, self.weights, net_input)]
+            return [self.family.take(model, weights, net_input, model.encoder.forward_torchscript(net_input))]
+        return [self.family.read(model, weights, net_input)]
+
+    def decide(self, net_input: Dict[str, Any]) -> Tuple[Decisions, Optional[List[Tensor]]]:
+        """Returns a batch's decisions and, where it can be used again, layer 1's output [S, C] of every sentence."""
+        model = self.single_model
+        if self.family.first is None or net_input["src_tokens"].device.type != "cpu":
+            return model.encoder.decide(net_input["src_tokens"]), None
+        decisions, states = self.family.first(model, self.pack(), net_input)
+        return decisions, states
+
+    def pack(self) -> Any:
+        """Packs the weights, unless that has been done for these values."""
+        model = self.single_model
+        precision = PRECISIONS[self.precision_name] or Precision(model.encoder.embed_tokens.weight.dtype)
+        self.weights = None  # no longer needed if it is of other values
+        self.weights = packed_weights(model, precision, self.family.weights)
+        return self.weights
 
     @property
     def family(self) -> Family:

@@ -14,7 +14,7 @@ from fairseq.data import FairseqDataset
 from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.decision.token_strategies import count_kept_tokens
-from sd_fairseq.plugin.generation.by_path import Pools
+from sd_fairseq.plugin.generation.by_path import Pools, decider_of
 from sd_fairseq.plugin.generation.choose_path import choose_budget, choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.positions import take_positions
@@ -251,7 +251,7 @@ class SwitchableTaskMixin:
         started = time.perf_counter()
         step = partial(super().inference_step, generator, models)  # type: ignore[misc]
         if self.pools is not None and searches:
-            hypotheses = self.pools.generate(step, models, observed, **kwargs)
+            hypotheses = self.pools.generate(step, decider_of(generator, models), models, observed, **kwargs)
         else:
             hypotheses = step(observed, **kwargs)
         synchronize(sample)
