@@ -26,7 +26,7 @@ import pytest
 from mutant_sites import ROOT, Mutant
 
 TESTS = ["decision", "execution", "families", "cost", "learning", "plugin"]
-VARIANTS = 8  # of a parametrised test, evenly taken
+VARIANTS = 10  # of a parametrised test, evenly taken
 LONGEST = 2.0  # seconds of processor time: a test that needs more is none for mutants
 MEMORY = 8 << 30  # bytes that a mutant may ask for
 PREFIX = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--rootdir", str(ROOT)]

@@ -6,7 +6,7 @@
 The changes are cosmic-ray's, drawn by seed from every place that computes (:mod:`mutant_sites` says what is skipped). A
 mutant is shown only the tests that execute its statement, those of its own chapter and the cheapest first, until one
 fails (:mod:`mutant_session` says how that takes seconds). Tests that need more than ``--limit`` seconds of processor
-time together are left out, so are single ones of more than two, variants of one test beyond eight, and those that run
+time together are left out, so are single ones of more than two, variants of one test beyond ten, and those that run
 commands of their own: a mutant called a survivor might still be caught by them. ``OUT/coverage`` keeps which test
 executes which line, measured anew for a test file when it or a source that it executes has changed.
 ``OUT/mutants.jsonl`` has a line a mutant; a run that was stopped goes on after the last one.
