@@ -41,14 +41,14 @@ def prompts_of(folder: str, count: int, words: int) -> List[List[int]]:
         count: how many.
         words: of a document, at most.
     """
-    from sd_fairseq.plugin.text.tokenizer_file import read_tokenizer_file
+    from sd_fairseq.plugin.text.tokenizer import open_tokenizer
 
-    tokenizer = read_tokenizer_file(os.path.join(folder, "tokenizer.json"))
+    tokenizer = open_tokenizer(os.path.join(folder, "tokenizer.json"))
     template = CHAT if family_of(folder) == "llama" else "{}"
     with gzip.open(PAIRS, "rt", encoding="utf-8") as lines:
         documents = [" ".join(json.loads(line)["document"].split()[:words]) for line in lines]
     long = [one for one in documents if len(one.split()) == words]
-    return [tokenizer.encode(template.format(INSTRUCTION + one), add_special_tokens=False).ids for one in long[:count]]
+    return [tokenizer.encode(template.format(INSTRUCTION + one)) for one in long[:count]]
 
 
 def compare(args: argparse.Namespace, prompts: List[List[int]]) -> List[Dict[str, Any]]:
