@@ -24,6 +24,7 @@ from sd_fairseq.plugin.guards.preflight import check_teacher, prepare_training
 from sd_fairseq.plugin.guards.presets import PRESETS, SELF_TEACHER, Run, fill_criterion
 from sd_fairseq.plugin.models.conversion import obey_architecture_override
 from sd_fairseq.plugin.repairs.ngram_blocker import NGramBlocker
+from sd_fairseq.plugin.repairs.same_batches import keep_first_batches
 from sd_fairseq.plugin.tasks.backbone_update import check_unused_parameters, complete_gradients, update_backbone
 from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.data_checks import check_lengths
@@ -163,11 +164,12 @@ class SwitchableTaskMixin:
             criterion.update_policy(model)
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> Any:
-        """As fairseq's, but an evaluation never loses the sentences of its last batch.
+        """As fairseq's, but an evaluation keeps the sentences of its last batch, and a training its batches.
 
         Raises:
             InputError: a sentence longer than the model takes, unless such sentences are to be left out.
         """
+        make = partial(keep_first_batches, self, super().get_batch_iterator)  # type: ignore[misc]
         if dataset is not self.datasets.get(self._train_subset()):  # type: ignore[attr-defined]
             kwargs["required_batch_size_multiple"] = 1
             if not kwargs.get("ignore_invalid_inputs", False):
@@ -176,7 +178,7 @@ class SwitchableTaskMixin:
         if self._generates() and batches != 1:
             self.pools = Pools(batches, kwargs.get("max_sentences"), kwargs.get("max_tokens"))
             kwargs.update(self.pools.limits())
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs)  # type: ignore[misc]
+        iterator = make(dataset, *args, **kwargs)
         if self.summary is not None:
             self._expect(iterator.frozen_batches, kwargs)
         if self._traces():
