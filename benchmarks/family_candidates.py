@@ -97,13 +97,13 @@ def load_ours(folder: str) -> Any:
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
     import sd_fairseq.plugin  # noqa: F401  # registers the models
-    from sd_fairseq.plugin.guards.dictionaries import read_dictionary
+    from sd_fairseq.plugin.tasks.switchable_translation import SwitchableTranslationTask
 
     args, weights = read_checkpoint(os.path.join(folder, "model.pt"))
     args = SimpleNamespace(**options_of(args))
     args.sd_policy = "dense"
     ARCH_CONFIG_REGISTRY[args.arch](args)
-    dictionary = read_dictionary(os.path.join(folder, "dict.txt"))
+    dictionary = SwitchableTranslationTask.load_dictionary(os.path.join(folder, "dict.txt"))
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=SimpleNamespace())
     model = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
     model.load_state_dict(weights, strict=False)
@@ -165,6 +165,7 @@ def t5_of(options: Dict[str, Any], weights: Dict[str, Any], eos: int) -> Any:
         tie_word_embeddings=tied,
         decoder_start_token_id=0,
     )
+    config.tie_word_embeddings = config.scale_decoder_outputs = tied  # transformers 5 forgets both
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
         for name, value in model.state_dict().items():

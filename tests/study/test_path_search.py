@@ -1,6 +1,7 @@
 """The search behind "what are decisions per input worth": table, static frontier, oracle."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,31 @@ def test_the_chain_starts_dense_and_every_step_is_the_cheapest_change_that_saves
     for before, after in zip(chain, chain[1:]):
         candidates = neighbours(before, len(scorer.model.space.token_strategies))
         assert after in candidates and all(candidate in scorer.known for candidate in candidates)
+
+
+class Growing:
+    """A stand-in for a scorer: every sub-layer costs more, the more is skipped already."""
+
+    def __init__(self, seed, switches=9):
+        generator = torch.Generator().manual_seed(seed)
+        self.costs, self.saved = (torch.rand(switches, generator=generator, dtype=torch.float64) for _ in range(2))
+        self.saved /= self.saved.sum()
+        self.model = SimpleNamespace(space=SimpleNamespace(num_switches=switches, token_strategies=["none"]))
+        self.known = {}
+
+    def score(self, key):
+        if key not in self.known:
+            gone = ~torch.tensor(key[0])
+            loss, flops = self.costs[gone].sum() + 0.1 * gone.sum() ** 2, 1 - self.saved[gone].sum()
+            self.known[key] = SimpleNamespace(loss=loss.view(1), flops=flops.view(1))
+        return self.known[key]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lazy_search_finds_the_same_chain_with_fewer_scores(seed):
+    whole, lazy = Growing(seed), Growing(seed)
+    assert greedy_search(lazy, 0.2, lazy=True) == greedy_search(whole, 0.2)
+    assert len(lazy.known) < len(whole.known)
 
 
 def test_no_path_is_scored_twice():

@@ -1,0 +1,84 @@
+"""Chooses among searched paths by a rule: one for all, one for each task, one for each range of lengths.
+
+All rules spend the same: the cheapest sum of losses at which the FLOPs of the whole corpus stay within a budget. Every
+group of examples gets one path; the best combination is found exactly.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+SLACK = 0.003  # relative FLOPs that a combination may exceed its budget by: paths are few
+RANGES = 4  # of lengths, as many examples each
+RULES = ("one", "task", "length")
+
+
+class Option(NamedTuple):
+    """A choice of paths for some groups.
+
+    Args:
+        flops, loss: what it adds to the means over all examples.
+        paths: one for each group so far.
+    """
+
+    flops: float
+    loss: float
+    paths: Tuple[int, ...]
+
+
+def pareto(options: Sequence[Option]) -> List[Option]:
+    """Returns the options that no cheaper one is as good as; FLOPs ascend."""
+    kept: List[Option] = []
+    for option in sorted(options):
+        if not kept or option.loss < kept[-1].loss:
+            kept.append(option)
+    return kept
+
+
+def choose_by_group(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: float) -> Dict[int, int]:
+    """Returns the path of every group: the lowest mean loss with mean FLOPs of at most the budget.
+
+    Args:
+        loss: float64 [paths, N].
+        flops: float64 [paths, N]; their mean over the examples is what the budget bounds.
+        groups: of the examples, [N].
+        budget: relative FLOPs; where nothing is that cheap, the cheapest combination is taken.
+    """
+    about = torch.tensor(list(groups))
+    names = sorted(set(groups))
+    combined = [Option(0.0, 0.0, ())]
+    for name in names:
+        here = (about == name).nonzero().view(-1)
+        parts = [values[:, here].sum(dim=1) / len(about) for values in (flops, loss)]
+        single = pareto([Option(float(parts[0][path]), float(parts[1][path]), (path,)) for path in range(len(loss))])
+        pairs = product(combined, single)
+        combined = pareto([Option(a.flops + b.flops, a.loss + b.loss, a.paths + b.paths) for a, b in pairs])
+    within = [option for option in combined if option.flops <= budget + SLACK] or combined[:1]
+    return dict(zip(names, within[-1].paths))
+
+
+def find_edges(lengths: Sequence[int]) -> List[int]:
+    """Returns the longest source of each range of lengths but the last."""
+    order = sorted(lengths)
+    return [order[len(order) * part // RANGES - 1] for part in range(1, RANGES)]
+
+
+def find_groups(rule: str, tasks: Sequence[str], lengths: Sequence[int], edges: Sequence[int]) -> List[int]:
+    """Returns the group of every example.
+
+    Args:
+        rule: of :data:`RULES`.
+        tasks: of the examples; the order of their names numbers the groups.
+        lengths: of the examples, source tokens.
+        edges: of :func:`find_edges`.
+    """
+    if rule == "one":
+        return [0] * len(tasks)
+    if rule == "task":
+        names = sorted(set(tasks))
+        return [names.index(task) for task in tasks]
+    return [sum(length > edge for edge in edges) for length in lengths]

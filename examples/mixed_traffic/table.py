@@ -1,0 +1,204 @@
+"""The tables and the picture of mixed traffic, from its results.
+
+    python examples/mixed_traffic/table.py results/mixed_traffic
+    python examples/mixed_traffic/table.py results/mixed_traffic --row by-task-0.7 --picture paths.png
+
+A difference is of the same examples, over all seeds that both rows have, with a 95 % interval of a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, HERE]
+
+import numpy as np  # noqa: E402
+from score import LOSS, MAIN, compare_many, show  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+from tasks import KINDS, TASKS  # noqa: E402
+
+from sd_fairseq.errors import InputError, run  # noqa: E402
+from sd_fairseq.user_files import read_json_object  # noqa: E402
+from sd_fairseq.whole_files import check_places, whole  # noqa: E402
+
+TITLES = {"sst2": "SST-2", "debian": "Debian", "scitldr": "SciTLDR", "squad": "SQuAD"}
+NAMES = {"accuracy": "accuracy", "rougeL": "R-L", "f1": "F1"}
+PLAIN = ("dense", "dense-trained-on")
+# first -> what it is compared with, at equal FLOPs
+CONTROLS = {
+    "recommended": ("static", "by-length", "by-task", "random"),
+    "fitted": ("static", "by-length", "by-task"),
+    "by-task": ("static",),
+    "by-length": ("static",),
+}
+SITES = {
+    "encoder_attention": "encoder ATT",
+    "encoder_ffn": "encoder FFN",
+    "decoder_attention": "decoder ATT",
+    "decoder_cross_attention": "cross ATT",
+    "decoder_ffn": "decoder FFN",
+}
+Runs = Dict[str, Dict[int, Dict[str, Any]]]  # row -> seed -> result
+Cells = List[str]
+
+
+def read_runs(folder: str) -> Runs:
+    """Reads the finished results of a folder; dense rows first, then by FLOPs and name.
+
+    Raises:
+        InputError: no result there, or a file that is none.
+    """
+    found: Runs = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".json"):
+            result = read_json_object(os.path.join(folder, name))
+            if not isinstance(result.get("row"), str) or "seed" not in result:
+                raise InputError("{}: no result of run.py".format(os.path.join(folder, name)))
+            if "failed" not in result:
+                found.setdefault(result["row"], {})[result["seed"]] = result
+    if not found:
+        raise InputError("{}: holds no results".format(folder))
+    order = sorted(found, key=lambda row: (row not in PLAIN, -_flops(row), row))
+    return {row: found[row] for row in order}
+
+
+def _flops(row: str) -> float:
+    tail = row.rpartition("-")[2]
+    return float(tail) if tail.startswith("0.") else 1.0
+
+
+def tasks_of(runs: Runs) -> List[str]:
+    """Returns the tasks that all results have."""
+    results = [result for seeds in runs.values() for result in seeds.values()]
+    return [task for task in TASKS if all(task in result["tasks"] for result in results)]
+
+
+def mean_of(seeds: Mapping[int, Dict[str, Any]], *names: str) -> float:
+    """Averages a figure over a row's seeds."""
+    values = []
+    for result in seeds.values():
+        value: Any = result
+        for name in names:
+            value = value[name]
+        values.append(float(value))
+    return float(np.mean(values))
+
+
+def quality(runs: Runs) -> Iterator[Cells]:
+    """Scores of every row."""
+    tasks = tasks_of(runs)
+    measures = [MAIN[KINDS[task]] for task in tasks]
+    yield ["row (seeds)", "FLOPs", *("{} {}".format(TITLES[a], NAMES[b]) for a, b in zip(tasks, measures))]
+    for row, seeds in runs.items():
+        scores = ["{:.1f}".format(mean_of(seeds, "tasks", *pair)) for pair in zip(tasks, measures)]
+        flops = "{:.3f}".format(mean_of(seeds, "traffic", "flops_corpus"))
+        yield ["`{}` ({})".format(row, len(seeds)), flops, *scores]
+
+
+def pairs_of(runs: Runs) -> Iterator[Tuple[str, str]]:
+    """Names the rows that are compared: with their controls, then with the dense model trained as long."""
+    dense = next((row for row in reversed(PLAIN) if row in runs), None)
+    for row in runs:
+        family, _, flops = row.rpartition("-")
+        for control in CONTROLS.get(family, ()):
+            other = "{}-{}".format(control, flops)
+            if other in runs:
+                yield row, other
+    for row in runs:
+        if dense and row not in PLAIN:
+            yield row, dense
+
+
+def differences(runs: Runs, names: Optional[Sequence[Tuple[str, str]]] = None) -> Iterator[Cells]:
+    """Losses and scores of a row minus another's.
+
+    Args:
+        runs: of :func:`read_runs`.
+        names: which pairs; None = those of :func:`pairs_of`.
+    """
+    tasks = tasks_of(runs)
+    measures = [MAIN[KINDS[task]] for task in tasks]
+    yield ["row - control", "loss, nats", *("{} {}".format(TITLES[a], NAMES[b]) for a, b in zip(tasks, measures))]
+    for row, other in names or pairs_of(runs):
+        seeds = [seed for seed in runs[row] if seed in runs[other]]
+        if seeds:
+            found = compare_many([(runs[row][seed], runs[other][seed]) for seed in seeds])
+            cells = [show(found["traffic"][LOSS])] if "traffic" in found else [""]
+            cells += ["{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found[a][b]) for a, b in zip(tasks, measures)]
+            yield ["`{}` - `{}`".format(row, other), *cells]
+
+
+def spending(runs: Runs) -> Iterator[Cells]:
+    """What share of its dense FLOPs each task takes."""
+    tasks = tasks_of(runs)
+    yield ["row", "paths", *(TITLES[task] for task in tasks)]
+    for row, seeds in runs.items():
+        if row not in PLAIN:
+            shares = ["{:.2f}".format(mean_of(seeds, "tasks", task, "flops_corpus")) for task in tasks]
+            yield ["`{}`".format(row), "{:.0f}".format(mean_of(seeds, "distinct_paths")), *shares]
+
+
+def draw_paths(runs: Runs, row: str, path: str) -> None:
+    """Draws how often each task skips each sub-layer, one panel a task; grey where it always runs.
+
+    Raises:
+        InputError: no such row.
+    """
+    from sd_fairseq.evaluation.plots import load_pyplot
+
+    if row not in runs:
+        raise InputError("row {!r} is none of {}".format(row, ", ".join(runs)))
+    plt, tasks = load_pyplot(), tasks_of(runs)
+    result = runs[row][min(runs[row])]
+    figure, panels = plt.subplots(1, len(tasks), figsize=(3.1 * len(tasks) + 0.6, 2.6), sharey=True, squeeze=False)
+    for axes, task in zip(panels[0], tasks):
+        rates = result["tasks"][task]["skip_rates_by_layer"]
+        sites = [site for site in SITES if site in rates]
+        depth = max(len(rates[site]) for site in sites)
+        cells = [[np.nan if one is None else 100 * one for one in rates[site]] for site in sites]
+        grid = np.array([line + [np.nan] * (depth - len(line)) for line in cells])
+        axes.set_facecolor("#d9d9d9")
+        image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(depth))
+        axes.set_xticklabels([str(layer + 1) for layer in range(depth)])
+        axes.set_yticks(range(len(sites)))
+        axes.set_yticklabels([SITES[site] for site in sites])
+        axes.set_xlabel("layer")
+        share = result["tasks"][task]["flops_corpus"]
+        axes.set_title("{}: {:.0f} % of its FLOPs".format(TITLES[task], 100 * share), fontsize=10)
+    figure.colorbar(image, ax=list(panels[0]), fraction=0.02, pad=0.01).set_label("requests that skip it (%)")
+    with whole(path) as part:
+        figure.savefig(part, dpi=200, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Prints the tables, or draws the picture."""
+    if not os.path.isdir(args.results):
+        raise InputError("{}: no such folder".format(args.results))
+    runs = read_runs(args.results)
+    if args.picture:
+        check_places([args.picture], [])
+        draw_paths(runs, args.row, args.picture)
+        return
+    for table in (quality, differences, spending):
+        header, *lines = table(runs)
+        print(tabulate(lines, header, tablefmt="github", disable_numparse=True), end="\n\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", help="folder of ROW-SEED.json")
+    parser.add_argument("--picture", help="PNG to write: which sub-layers each task skips")
+    parser.add_argument("--row", default="recommended-0.7", help="of the picture (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(work, build_parser().parse_args(), "table.py"))
