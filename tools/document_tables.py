@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
@@ -203,9 +204,18 @@ def matrix() -> Iterator[Cells]:
         yield [str(row[name]) for name in MATRIX]
 
 
+def mixed(name: str) -> Iterator[Cells]:
+    """A table of mixed traffic, by its function's name in ``examples/mixed_traffic/mixed_table.py``."""
+    sys.path.append(str(ROOT / "examples" / "mixed_traffic"))
+    import mixed_table
+
+    yield from getattr(mixed_table, name)(mixed_table.read_runs(str(RESULTS / "mixed_traffic")))
+
+
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
     **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix},
+    **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending")},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
     "speed-gpu": lambda: timed(["gpu/generation.json"], lambda row: True),

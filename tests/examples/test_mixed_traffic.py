@@ -18,7 +18,7 @@ pytest.importorskip("fairseq")
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "mixed_traffic"
 REFERENCE = ROOT / "tests" / "reference" / "t5" / "v1_1"
-NAMES = ("tasks", "choose", "score", "rows", "table")
+NAMES = ("tasks", "choose", "score", "rows", "mixed_table")
 COMMON = ("recipe", "steps")  # of the trade-off grid
 
 
@@ -206,9 +206,9 @@ def test_rows_are_compared_with_controls_of_their_flops_and_of_their_seeds(tools
         more = {task: [value + add for value in values] for task, values in losses.items()}
         (tmp_path / f"{row}-{seed}.json").write_text(json.dumps(result(tools, row, seed, more, 0.7)))
     (tmp_path / "random-0.7-1.json").write_text(json.dumps({"row": "random-0.7", "seed": 1, "failed": "why"}))
-    runs = tools["table"].read_runs(str(tmp_path))
-    assert list(tools["table"].pairs_of(runs)) == [("fitted-0.7", "static-0.7")]
-    _, line = tools["table"].differences(runs)
+    runs = tools["mixed_table"].read_runs(str(tmp_path))
+    assert list(tools["mixed_table"].pairs_of(runs)) == [("fitted-0.7", "static-0.7")]
+    _, line = tools["mixed_table"].differences(runs)
     assert line[0] == "`fitted-0.7` - `static-0.7`" and line[1].startswith("-0.500 [")
 
 
@@ -289,7 +289,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     options += ["--lowest", "0.8"]
     done = call(FOLDER / "run.py", *options, "--rows", ",".join(rows))
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = tools["table"].read_runs(str(tmp_path / "results"))
+    runs = tools["mixed_table"].read_runs(str(tmp_path / "results"))
     assert set(runs) == set(rows)
     for row, seeds in runs.items():
         traffic = seeds[1]["traffic"]
@@ -301,7 +301,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     assert again.returncode == 0 and again.stdout.count("finished before") == len(rows)
     other = call(FOLDER / "run.py", *options, "--rows", "static-0.85", "--updates", "3")
     assert other.returncode == 2 and "made with updates 2, now 3" in other.stderr
-    printed = call(FOLDER / "table.py", tmp_path / "results")
+    printed = call(FOLDER / "mixed_table.py", tmp_path / "results")
     assert printed.returncode == 0 and "`by-task-0.85` - `static-0.85`" in printed.stdout
-    picture = call(FOLDER / "table.py", tmp_path / "results", "--row", "by-task-0.85", "--picture", tmp_path / "p.png")
+    picture = call(FOLDER / "mixed_table.py", tmp_path / "results", "--row", "by-task-0.85", "--picture", tmp_path / "p.png")
     assert picture.returncode == 0 and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

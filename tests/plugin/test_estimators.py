@@ -114,6 +114,43 @@ def test_reinmax_is_exact_in_expectation_where_quality_is_quadratic_and_straight
     assert not torch.allclose(found[0], exact, atol=1e-2, rtol=1e-1)
 
 
+def test_each_gated_estimator_is_the_one_of_its_name():
+    paths = enumerate_paths(SPACE)
+    every = random_distribution(SPACE, len(paths), torch.float32)
+    every.keep_logits.requires_grad_()
+    evaluator = QuadraticEvaluator(every, torch.randn(1, SPACE.num_switches), paths)
+    evaluator.sample = {"id": torch.arange(len(paths))}
+    for name in GATED:
+        estimate = estimate_quality(evaluator, name, 1.0, 1, seed=1, update=0)
+        wanted = through_gates(evaluator, PathRequest("sample", bound=1.0), second_order=name == "reinmax")
+        found = [torch.autograd.grad(one.objective(every), [every.keep_logits])[0] for one in (estimate, wanted)]
+        assert torch.equal(*found) and float(found[0].abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_example_that_counts_twice_adds_its_estimate_twice(name):
+    training, (sample,) = build_training(), build_samples()
+    estimate = estimate_quality(Evaluator(training.model, sample, 1, 0.0), name, 0.95, 3, seed=1, update=0)
+    distribution = training.model.encoder.policy(estimate.states)
+    leaves = [distribution.keep_logits, distribution.token_logits]
+    distribution.keep_logits = leaves[0] = leaves[0].detach().requires_grad_()
+    distribution.token_logits = leaves[1] = leaves[1].detach().requires_grad_()
+    counts = torch.randint(4, (leaves[0].size(0),)).float()
+    plain = torch.autograd.grad(estimate.objective(distribution), leaves)
+    weighted = torch.autograd.grad(estimate.objective(distribution, counts), leaves)
+    for one, other in zip(plain, weighted):
+        torch.testing.assert_close(other, one * counts.unsqueeze(1))
+        assert float(one.abs().max()) > 0
+
+
+@pytest.mark.parametrize("stages", [(1, 2), (1, 2, 3)])
+def test_decisions_made_layer_by_layer_have_no_gates(stages):
+    evaluator = LinearEvaluator(random_distribution(SPACE, 2, torch.float32), torch.ones(2, SPACE.num_switches))
+    evaluator.model.encoder.policy.stages = stages
+    with pytest.raises(InputError, match="needs --sd-policy network"):
+        through_gates(evaluator, PathRequest("sample"), second_order=False)
+
+
 def test_the_token_strategys_baseline_differs_in_nothing_else():
     distribution = random_distribution(SPACE, 40, torch.float32)
     evaluator = LinearEvaluator(distribution, torch.randn(40, SPACE.num_switches))

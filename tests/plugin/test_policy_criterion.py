@@ -10,6 +10,7 @@ from training import Training, build_criterion, build_samples, build_task, build
 
 from sd_fairseq.cost.path_flops import relative_flops
 from sd_fairseq.learning.lexicographic import MODES
+from sd_fairseq.plugin.criterions import sd_policy_criterion
 from sd_fairseq.plugin.criterions.policy_step import Evaluator, flops_weights
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
@@ -94,6 +95,42 @@ def test_a_settling_policy_takes_smaller_steps_and_stops():
         steps.append(float((training.policy() - before).abs().max()))
     assert steps[1] == pytest.approx(steps[0] / 2, rel=0.01)
     assert 0 < steps[2] == pytest.approx(steps[0] / 50, rel=0.05)
+
+
+def test_paths_are_sampled_at_the_temperature_times_the_factor_of_the_settling(monkeypatch):
+    training, seen = build_training(sd_constraint_temperature=0.4), []
+
+    class Stopped(Exception):
+        pass
+
+    def note(evaluator, settings, update, measure):
+        seen.append(settings.temperature)
+        raise Stopped
+
+    monkeypatch.setattr(sd_policy_criterion, "policy_step", note)
+    for factor in (1.0, 0.5, 0.1):
+        monkeypatch.setattr(type(training.criterion.settling), "temperature_factor", lambda self, _, one=factor: one)
+        with pytest.raises(Stopped):
+            training.step(build_samples()[0])
+    assert seen == pytest.approx([0.4, 0.2, 0.04])
+
+
+def test_a_criterion_trains_unless_told_otherwise():
+    criterion = build_training().criterion
+    assert not criterion.train(False).training and criterion.train().training
+
+
+def test_a_norm_that_stays_naive_is_said_once(caplog):
+    """All pairs of odd numbers: the halves that an unbiased norm needs are never both there."""
+    training, (sample,) = build_training(sd_multiplier_norm="unbiased"), build_samples()
+    sample["id"] = 2 * sample["id"] + 1
+    said = []
+    for update in range(60):
+        caplog.clear()
+        training.model.policy_learner.steps.fill_(max(update, 45))  # the updates before are taken as made
+        training.update([sample], 0)
+        said += [float(training.model.policy_learner.steps)] * ("stays naive" in caplog.text)
+    assert len(set(said)) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,7 +7,7 @@ from factories import random_decisions
 from fairseq.logging import metrics
 from training import build_samples, build_training
 
-from sd_fairseq.cost.path_flops import Lengths, relative_flops
+from sd_fairseq.cost.path_flops import Lengths, dense_flops, relative_flops
 from sd_fairseq.decision.decisions import SITES
 from sd_fairseq.decision.token_strategies import kept_token_mask
 from sd_fairseq.plugin.criterions.policy_metrics import describe_path, reduce_policy_metrics
@@ -49,6 +49,20 @@ def test_training_logs_skip_rates_flops_and_qualities_of_the_deployed_path():
     padding = sample["net_input"]["src_tokens"].eq(1)
     kept = kept_token_mask(padding, decisions.token_choice, space.token_strategies).sum(dim=1)
     assert float(logged["sd_skip_token"]) == pytest.approx(float((1 - kept / lengths.source).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_gflops_are_those_of_the_deployed_and_of_the_dense_path(keep):
+    training, (sample,) = build_training(), build_samples()
+    space, shape = training.model.space, training.model.shape
+    decisions = random_decisions(space, 8, keep)
+    decisions.token_choice.zero_()
+    lengths = Lengths(sample["net_input"]["src_lengths"], sample["target"].ne(1).sum(dim=1), 4)
+    figures = describe_path(space, shape, decisions, lengths)
+    dense = dense_flops("generation", shape, space, lengths)
+    shares = relative_flops("generation", shape, space, decisions, lengths)
+    assert float(figures["sd_gflops_dense"]) == pytest.approx(float(dense.sum()) / 1e9, rel=1e-5)
+    assert float(figures["sd_gflops"]) == pytest.approx(float((shares * dense).sum()) / 1e9, rel=1e-5)
 
 
 def test_shares_of_token_strategies_are_counts_and_add_up():

@@ -46,6 +46,25 @@ def test_keep_all_top_states_equal_fairseqs_bart_bit_for_bit():
     assert torch.equal(twin(**net_input, classification_head_name=SPAN_HEAD, path=PathRequest("dense"))[0], scores)
 
 
+def test_one_end_and_both_ends_are_counted_and_each_ends_probabilities_sum_to_1():
+    sample, generator = batch_windows(), torch.Generator().manual_seed(1)
+    logits = torch.randn(*sample["candidates"].shape, 2, generator=generator)
+    for row, (first, last) in enumerate(sample["target"].tolist()):  # both ends right, one end, none, and so on
+        logits[row, first, 0] = 9.0 if row % 3 < 2 else -9.0
+        logits[row, last, 1] = 9.0 if row % 3 == 0 else -9.0
+    figures = evaluate(None, sample).quality((logits,)).figures
+    assert int(figures["span_both_ends"]) == sum(row % 3 == 0 for row in range(BATCH))
+    assert int(figures["span_one_end"]) == sum(row % 3 < 2 for row in range(BATCH))
+    log_probs = evaluate(None, sample).log_probs((logits,))
+    assert log_probs.shape == (2 * BATCH, logits.size(1))
+    torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(2 * BATCH))
+    for row in range(BATCH):
+        for end in range(2):
+            expected = logits[row, :, end].masked_fill(~sample["candidates"][row], float("-inf")).log_softmax(0)
+            found, usable = log_probs[2 * row + end], sample["candidates"][row]
+            torch.testing.assert_close(found[usable], expected[usable], atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_batch_mates_and_their_decisions_change_no_logit_and_no_quality():
     model, sample = build_reader(), batch_windows()

@@ -1,7 +1,7 @@
 """The tables and the picture of mixed traffic, from its results.
 
-    python examples/mixed_traffic/table.py results/mixed_traffic
-    python examples/mixed_traffic/table.py results/mixed_traffic --row by-task-0.7 --picture paths.png
+    python examples/mixed_traffic/mixed_table.py results/mixed_traffic
+    python examples/mixed_traffic/mixed_table.py results/mixed_traffic --row by-task-0.7 --picture paths.png
 
 A difference is of the same examples, over all seeds that both rows have, with a 95 % interval of a paired bootstrap.
 """
@@ -201,4 +201,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(work, build_parser().parse_args(), "table.py"))
+    sys.exit(run(work, build_parser().parse_args(), "mixed_table.py"))
