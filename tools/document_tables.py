@@ -197,6 +197,16 @@ def shapes() -> Iterator[Cells]:
             yield [str(row["batch"]), str(row["source"]), f"{row['peer_s']:.2f}", f"{row['ours_s']:.2f}", *ratios]
 
 
+def families() -> Iterator[Cells]:
+    """Wall-clock of pretrained models beside Hugging Face's."""
+    yield ["model", "precision", "beam", "transformers, s", "ours, s", "times as fast"]
+    for row in load("speed/cpu/families.json"):
+        model = {"t5": "T5 small", "llama": "SmolLM2 135M"}[row["family"]]
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(row["ratio"], *row["spread"])
+        seconds = [f"{row[name]:.2f}" for name in ("peer_s", "ours_s")]
+        yield [model, row["precision"], str(row["beam"]), *seconds, ratio]
+
+
 def matrix() -> Iterator[Cells]:
     """What ``make matrix`` found last."""
     yield list(MATRIX)
@@ -214,7 +224,7 @@ def mixed(name: str) -> Iterator[Cells]:
 
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
-    **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix},
+    **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix, "families": families},
     **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending")},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
