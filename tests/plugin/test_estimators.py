@@ -7,6 +7,7 @@ import torch
 from factories import build_tiny_space, enumerate_paths, random_distribution, repeat_distribution
 from training import build_samples, build_training
 
+from sd_fairseq.decision.policy import PolicyDistribution
 from sd_fairseq.learning.reinforce import leave_one_out_advantages, score_function_objective
 from sd_fairseq.plugin.criterions.estimators import ESTIMATORS, GATED, estimate_quality, salt, through_gates
 from sd_fairseq.plugin.criterions.policy_step import Evaluator
@@ -132,9 +133,8 @@ def test_an_example_that_counts_twice_adds_its_estimate_twice(name):
     training, (sample,) = build_training(), build_samples()
     estimate = estimate_quality(Evaluator(training.model, sample, 1, 0.0), name, 0.95, 3, seed=1, update=0)
     distribution = training.model.encoder.policy(estimate.states)
-    leaves = [distribution.keep_logits, distribution.token_logits]
-    distribution.keep_logits = leaves[0] = leaves[0].detach().requires_grad_()
-    distribution.token_logits = leaves[1] = leaves[1].detach().requires_grad_()
+    leaves = [one.detach().requires_grad_() for one in (distribution.keep_logits, distribution.token_logits)]
+    distribution = PolicyDistribution(distribution.space, *leaves)
     counts = torch.randint(4, (leaves[0].size(0),)).float()
     plain = torch.autograd.grad(estimate.objective(distribution), leaves)
     weighted = torch.autograd.grad(estimate.objective(distribution, counts), leaves)

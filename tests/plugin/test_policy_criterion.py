@@ -71,7 +71,7 @@ def test_a_settled_policy_measures_its_budget_on_the_deployed_path():
         training, (sample,) = build_training(**settings), build_samples()
         (logged,) = training.update([sample], update)
         deployed = float(logged["sd_flops_generation"]) / float(logged["sd_examples"])
-        assert (abs(float(training.model.policy_learner.violation) - (deployed - 0.6)) < 2e-3) == alike
+        assert (abs(float(training.model.policy_learner.violation) - (deployed - 0.6)) < 1e-2) == alike
 
 
 @pytest.mark.parametrize("mode,expected", [("budget", 0.0), ("constrained", 0.9), ("as-printed", 0.9)])
@@ -125,12 +125,12 @@ def test_a_norm_that_stays_naive_is_said_once(caplog):
     training, (sample,) = build_training(sd_multiplier_norm="unbiased"), build_samples()
     sample["id"] = 2 * sample["id"] + 1
     said = []
-    for update in range(60):
+    for before in (9, 48, 49, 50, 99):
         caplog.clear()
-        training.model.policy_learner.steps.fill_(max(update, 45))  # the updates before are taken as made
+        training.model.policy_learner.steps.fill_(before)
         training.update([sample], 0)
-        said += [float(training.model.policy_learner.steps)] * ("stays naive" in caplog.text)
-    assert len(set(said)) == 1
+        said += [before] * ("stays naive" in caplog.text)
+    assert said == [49]  # at the fiftieth update
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -138,7 +138,7 @@ def test_a_norm_that_stays_naive_is_said_once(caplog):
 def test_micro_batches_update_the_policy_as_one_batch_does(mode, split):
     results = []
     for parts in ((8,), split):
-        training = build_training(sd_mode=mode, sd_constraint_interval=1, sd_flops_budget=0.3)
+        training = build_training(sd_mode=mode, sd_constraint_interval=1, sd_flops_budget=0.3, sd_alpha=200.0)
         for update in range(3):
             training.update(build_samples(parts), update)
         learner = training.model.policy_learner

@@ -58,7 +58,7 @@ def test_gflops_are_those_of_the_deployed_and_of_the_dense_path(keep):
     decisions = random_decisions(space, 8, keep)
     decisions.token_choice.zero_()
     lengths = Lengths(sample["net_input"]["src_lengths"], sample["target"].ne(1).sum(dim=1), 4)
-    figures = describe_path(space, shape, decisions, lengths)
+    figures = describe_path(space, shape, decisions, lengths, None)
     dense = dense_flops("generation", shape, space, lengths)
     shares = relative_flops("generation", shape, space, decisions, lengths)
     assert float(figures["sd_gflops_dense"]) == pytest.approx(float(dense.sum()) / 1e9, rel=1e-5)
