@@ -132,17 +132,24 @@ def build_model(arch: str = "switchable_bart_base", dictionary: Any = None, task
     cfg = SimpleNamespace(**(task_options or {}))
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, cfg=cfg)
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
-    ones = torch.Generator().manual_seed(1)  # of their own: other draws stay what they are
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and not name.startswith("encoder.policy."):
             torch.nn.init.normal_(parameter, std=0.15)
-        elif not name.startswith("encoder.policy."):  # norms and biases, so that none can stand in for another
-            drawn = torch.randn(parameter.shape, generator=ones)
-            parameter.data.copy_(0.15 * drawn + (1.0 if name.endswith("weight") else 0.0))
+        elif "gpt2" in arch and name.endswith("bias") and not name.startswith("encoder.policy."):
+            torch.nn.init.normal_(parameter, std=0.15)
     with torch.no_grad():  # hypotheses end at different steps only if their end is probable now and then
         head = getattr(model.decoder, "output_projection", None) or model.decoder.embed_tokens  # BART's are one
         head.weight[dictionary.eos()] *= 4
     return model.eval()
+
+
+def distinguish(model: torch.nn.Module) -> None:
+    """Makes all norms and biases differ, so that none can stand in for another; the policy's stay."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and not name.startswith("encoder.policy."):
+            drawn = 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(1 + drawn if name.endswith("weight") else drawn)
 
 
 def build_switchable_twin(bart: torch.nn.Module, **overrides: Any):

@@ -14,6 +14,7 @@ from factories import (
     VOCABULARY,
     along,
     build_model,
+    distinguish,
     random_batch,
     random_decisions,
     undecide,
@@ -156,6 +157,26 @@ def test_fast_equals_fairseq_on_given_paths(keep, steps):
     model, batch = build("cross-attention apart"), random_batch()
     net_input = along(batch, random_decisions(model.space, 6, keep))
     check_same(run(model, net_input, 4, fast=False), run(model, net_input, 4, fast=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fast_equals_fairseq_where_no_two_norms_are_alike(variant, steps):
+    model, batch = build(variant), random_batch()
+    distinguish(model)
+    net_input = along(batch, random_decisions(model.space, 6, 0.7))
+    check_same(run(model, net_input, 3, fast=False), run(model, net_input, 3, fast=True))
+
+
+def test_scores_of_long_sentences_are_made_a_few_heads_at_a_time(monkeypatch):
+    """The scores of sentences x heads x length x length never stand in memory together."""
+    sizes, softmax = [], torch.softmax
+    monkeypatch.setattr(fast_encoder, "SCORES_AT_ONCE", 3 * 40 * 40)
+    monkeypatch.setattr(torch, "softmax", lambda scores, **more: sizes.append(scores.numel()) or softmax(scores, **more))
+    queries, keys, values = (torch.randn(2, 4, 40, 8, dtype=torch.bfloat16) for _ in range(3))
+    found = fast_encoder.attend_sentences(queries, keys, values)
+    assert max(sizes) <= 3 * 40 * 40 and sum(sizes) == 2 * 4 * 40 * 40
+    whole = torch.softmax((queries @ keys.transpose(2, 3)).float(), dim=-1) @ values.float()
+    torch.testing.assert_close(found.float(), whole, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("beam", [1, 4, 5])
