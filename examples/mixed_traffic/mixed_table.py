@@ -129,7 +129,9 @@ def differences(runs: Runs, names: Optional[Sequence[Tuple[str, str]]] = None) -
         if seeds:
             found = compare_many([(runs[row][seed], runs[other][seed]) for seed in seeds])
             cells = [show(found["traffic"][LOSS])] if "traffic" in found else [""]
-            cells += ["{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found[a][b]) for a, b in zip(tasks, measures)]
+            cells += [
+                "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found[a][b]) for a, b in zip(tasks, measures)
+            ]
             yield ["`{}` - `{}`".format(row, other), *cells]
 
 

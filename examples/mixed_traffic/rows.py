@@ -60,7 +60,8 @@ class Settings:
 
     Args:
         updates, base_updates: of every row's training, and of the base's.
-        max_tokens, update_freq: source tokens of a batch, and batches of an update.
+        max_tokens: source tokens of a batch.
+        update_freq, base_update_freq: batches of an update of a row, and of the base.
         beam: of the search; FLOPs are counted for it everywhere.
         arch: architecture of the model.
         limits: longest source and target.
@@ -74,6 +75,7 @@ class Settings:
     base_updates: int
     max_tokens: int
     update_freq: int
+    base_update_freq: int
     beam: int
     arch: str
     limits: Tuple[int, int]
@@ -119,7 +121,7 @@ def recipe_hash() -> str:
 
 def base_command(settings: Settings) -> List[str]:
     """Returns the dense multi-task fine-tuning of the imported weights, seed 1."""
-    command = _training(settings, settings.base_updates, RATES["base"], 1)
+    command = _training(settings, (settings.base_updates, settings.base_update_freq), RATES["base"], 1)
     return [*command, *BASE, "--finetune-from-model", "$MODEL", "--save-dir", "$OUT/base"]
 
 
@@ -130,7 +132,7 @@ def train_command(row: Row, seed: int, settings: Settings, given: Dict[str, str]
         row, seed, settings: what is trained.
         given: what the row does not learn: ``path``, ``keep`` or ``policy``.
     """
-    command = _training(settings, settings.updates, RATES["row"], seed)
+    command = _training(settings, (settings.updates, settings.update_freq), RATES["row"], seed)
     command += [*ROW, "--sd-cost-beam", str(settings.beam), "--sd-sampling-seed", str(seed)]
     start = "$BASE"
     if row.family == "dense-trained-on":
@@ -150,10 +152,11 @@ def train_command(row: Row, seed: int, settings: Settings, given: Dict[str, str]
     return [*command, "--finetune-from-model", start, "--save-dir", "$OUT/{}-{}".format(row.name, seed)]
 
 
-def _training(settings: Settings, updates: int, rate: str, seed: int) -> List[str]:
+def _training(settings: Settings, length: Tuple[int, int], rate: str, seed: int) -> List[str]:
+    updates, batches = map(str, length)
     command = ["python", "-m", "fairseq_cli.train", "$DATA", *TASK, *settings.kind, *TRAINING, "--lr", rate]
-    command += ["--total-num-update", str(updates), "--max-update", str(updates), "--seed", str(seed)]
-    command += ["--max-tokens", str(settings.max_tokens), "--update-freq", str(settings.update_freq)]
+    command += ["--total-num-update", updates, "--max-update", updates, "--seed", str(seed)]
+    command += ["--max-tokens", str(settings.max_tokens), "--update-freq", batches]
     return [*command, *settings.device, *settings.training]
 
 

@@ -70,6 +70,7 @@ def build_traffic(options: argparse.Namespace) -> Traffic:
         base_updates=options.base_updates,
         max_tokens=options.max_tokens,
         update_freq=options.update_freq,
+        base_update_freq=options.base_update_freq,
         beam=options.beam,
         arch=options.arch,
         limits=(prepared["settings"]["limit"], prepared["settings"]["target_limit"]),
@@ -98,10 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", default=ROWS, help="separated by commas; other FLOPs are other rows (default: %(default)s)")
     add("--seeds", default="1,2,3", help="default: %(default)s")
     add("--updates", type=int, default=400, help="of every row's training (default: %(default)s)")
-    add("--base-updates", type=int, default=600, help="of the dense fine-tuning (default: %(default)s)")
+    add("--base-updates", type=int, default=200, help="of the dense fine-tuning (default: %(default)s)")
     add("--subset", choices=("valid", "test"), default="test", help="what is scored; tune on valid (default: test)")
     add("--max-tokens", type=int, default=1056, help="source tokens of a batch (default: %(default)s)")
-    add("--update-freq", type=int, default=4, help="batches of an update (default: %(default)s)")
+    add("--update-freq", type=int, default=1, help="batches of a row's update (default: %(default)s)")
+    add("--base-update-freq", type=int, default=4, help="batches of an update of the base (default: %(default)s)")
     add("--beam", type=int, default=1, help="of the search; FLOPs are counted for it (default: %(default)s)")
     add("--arch", default="switchable_t5", help="architecture of the weights (default: %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads of each command (default: %(default)s)")
@@ -111,9 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--generation-options", help=text)
     add("--training-options", default="", help="more options of fairseq-train for the base and every row")
     add("--policy-options", default="", help="more options of fairseq-train for the rows that learn their policy")
-    add("--search-examples", type=int, default=32, help="of each task's search (default: %(default)s)")
-    add("--table-examples", type=int, default=600, help="of the table of searched paths (default: %(default)s)")
-    add("--lowest", type=float, default=0.55, help="lowest FLOPs of any row; searches go below (default: %(default)s)")
+    add("--search-examples", type=int, default=12, help="of each task's search (default: %(default)s)")
+    add("--table-examples", type=int, default=240, help="of the table of searched paths (default: %(default)s)")
+    add("--lowest", type=float, default=0.65, help="lowest FLOPs of any row; searches go below (default: %(default)s)")
     return parser
 
 

@@ -79,7 +79,11 @@ def measure(traffic: Traffic, options: Any, wanted: Sequence[str], stream: str) 
                 for name in wanted:
                     one = time_row(traffic, name, seed, batch, stream)
                     taken.setdefault((name, seed), []).append(one)
-                    say("batch {}, round {}: {}, seed {}: {:.2f} s".format(batch, number + 1, name, seed, one["seconds"]))
+                    say(
+                        "batch {}, round {}: {}, seed {}: {:.2f} s".format(
+                            batch, number + 1, name, seed, one["seconds"]
+                        )
+                    )
         for (name, seed), rounds in taken.items():
             seconds = [one["seconds"] for one in rounds]
             dense = [one["seconds"] for one in taken["dense", seed]]
@@ -97,7 +101,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=200, help="of the stream (default: %(default)s)")
     text = "requests answered at once, separated by commas (default: 1,16)"
-    parser.add_argument("--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 16], help=text)
+    parser.add_argument(
+        "--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 16], help=text
+    )
     parser.add_argument("--output", required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     if min(options.rounds, options.requests, *options.batches) < 1:

@@ -42,14 +42,14 @@ class Traffic(Grid):
         self.places["PREPARED"] = os.path.abspath(options.prepared)
         self.prepared: Dict[str, Any] = read_json(os.path.join(options.prepared, "prepared.json"))
 
-    def describe_training(self, updates: int) -> Dict[str, Any]:
-        """Says what the base's weights depend on."""
+    def describe_training(self, updates: int, batches: int) -> Dict[str, Any]:
+        """Says what weights depend on: updates, batches of each, and what all trainings share."""
         settings = self.settings
         return {
             "recipe": recipes.recipe_hash(),
             "updates": updates,
             "max_tokens": settings.max_tokens,
-            "update_freq": settings.update_freq,
+            "update_freq": batches,
             "arch": settings.arch,
             "training_options": list(settings.training),
             "data": self.inputs["data"],
@@ -59,7 +59,7 @@ class Traffic(Grid):
         """Says what a row depends on beside the seed, so that others are not taken for finished ones."""
         settings, given = self.settings, row.family not in (*PLAIN, "recommended")
         return {
-            **self.describe_training(0 if row.name == "dense" else settings.updates),
+            **self.describe_training(0 if row.name == "dense" else settings.updates, settings.update_freq),
             "base": self.hash_base(),
             "policy_options": list(settings.policy) if row.family == "recommended" else [],
             "searched": [*settings.searched, settings.lowest] if given else [],
@@ -90,7 +90,9 @@ class Traffic(Grid):
         """Fine-tunes the imported weights on all tasks, nothing skipped; once for all rows."""
         if self.options.given_base:
             return
-        about = {**self.describe_training(self.settings.base_updates), "model": self.inputs["model"]}
+        settings = self.settings
+        length = settings.base_updates, settings.base_update_freq
+        about = {**self.describe_training(*length), "model": self.inputs["model"]}
         self.train_folder("base", recipes.base_command(self.settings), about, self.settings.base_updates)
 
     def train_folder(self, name: str, command: List[str], about: Dict[str, Any], updates: int) -> None:

@@ -244,7 +244,6 @@ def analyse(scorer: Scorer, chain: Sequence[Key]) -> Dict[str, Any]:
     }
 
 
-
 def show(value: Any) -> str:
     """Writes a figure, or an interval as "difference [low, high]"."""
     if isinstance(value, dict):

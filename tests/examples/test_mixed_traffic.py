@@ -202,7 +202,12 @@ def test_the_traffics_loss_counts_tasks_by_their_shares_not_by_their_examples(to
 
 def test_rows_are_compared_with_controls_of_their_flops_and_of_their_seeds(tools, tmp_path):
     losses = {"sst2": [1.0, 2.0], "squad": [3.0, 4.0]}
-    for row, seed, add in (("static-0.7", 1, 0.5), ("fitted-0.7", 1, 0.0), ("fitted-0.7", 2, 9.0), ("static-0.6", 1, 7.0)):
+    for row, seed, add in (
+        ("static-0.7", 1, 0.5),
+        ("fitted-0.7", 1, 0.0),
+        ("fitted-0.7", 2, 9.0),
+        ("static-0.6", 1, 7.0),
+    ):
         more = {task: [value + add for value in values] for task, values in losses.items()}
         (tmp_path / f"{row}-{seed}.json").write_text(json.dumps(result(tools, row, seed, more, 0.7)))
     (tmp_path / "random-0.7-1.json").write_text(json.dumps({"row": "random-0.7", "seed": 1, "failed": "why"}))
@@ -227,7 +232,7 @@ def test_every_rows_options_are_real_and_the_same_but_for_what_it_is(tools):
 
     rows = tools["rows"]
     settings = rows.Settings(
-        *(240, 200, 1056, 2, 1, "switchable_t5", (512, 128), (), (), ("--cpu",), ("--cpu",), (16, 200), 0.55)
+        *(400, 200, 1056, 1, 4, 1, "switchable_t5", (512, 128), (), (), ("--cpu",), ("--cpu",), (16, 200), 0.55)
     )
     given = {"path": "encoder_attention==1111111", "keep": "0.8", "policy": "p.pt"}
     shared = {}
@@ -241,7 +246,9 @@ def test_every_rows_options_are_real_and_the_same_but_for_what_it_is(tools):
         multiplier_rule(args)
         found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
         found.pop("save_dir")
-        assert (found.pop("finetune_from_model") == "p.pt") == (name.split("-0")[0] in ("fitted", "by-task", "by-length"))
+        assert (found.pop("finetune_from_model") == "p.pt") == (
+            name.split("-0")[0] in ("fitted", "by-task", "by-length")
+        )
         for key, value in found.items():
             assert shared.setdefault(key, value) == value, f"{name} differs from the other rows in {key}"
 
@@ -284,7 +291,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     folder, _ = prepared
     options = ["--prepared", folder / "data", "--model", folder / "t5" / "model.pt", "--out", tmp_path / "out"]
     options += ["--results", tmp_path / "results", "--seeds", "1", "--base-updates", "2", "--updates", "2"]
-    options += ["--max-tokens", "256", "--update-freq", "1", "--search-examples", "2", "--table-examples", "40"]
+    options += ["--max-tokens", "256", "--base-update-freq", "1", "--search-examples", "2", "--table-examples", "40"]
     rows = ["dense", *(f"{one}-0.85" for one in ("recommended", "fitted", "static", "by-task", "by-length", "random"))]
     options += ["--lowest", "0.8"]
     done = call(FOLDER / "run.py", *options, "--rows", ",".join(rows))
@@ -303,5 +310,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     assert other.returncode == 2 and "made with updates 2, now 3" in other.stderr
     printed = call(FOLDER / "mixed_table.py", tmp_path / "results")
     assert printed.returncode == 0 and "`by-task-0.85` - `static-0.85`" in printed.stdout
-    picture = call(FOLDER / "mixed_table.py", tmp_path / "results", "--row", "by-task-0.85", "--picture", tmp_path / "p.png")
+    picture = call(
+        FOLDER / "mixed_table.py", tmp_path / "results", "--row", "by-task-0.85", "--picture", tmp_path / "p.png"
+    )
     assert picture.returncode == 0 and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -31,7 +31,8 @@ def test_dense_keeps_everything():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "dense:1", "random", "random:", "random:2", "random:-0.1", "random:nan", "random:x", "static:", "sparse"]
+    "text",
+    ["", "dense:1", "random", "random:", "random:2", "random:-0.1", "random:nan", "random:x", "static:", "sparse"],
 )
 def test_what_is_no_path_is_named(text):
     with pytest.raises(InputError) as caught:

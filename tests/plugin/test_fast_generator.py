@@ -171,7 +171,9 @@ def test_scores_of_long_sentences_are_made_a_few_heads_at_a_time(monkeypatch):
     """The scores of sentences x heads x length x length never stand in memory together."""
     sizes, softmax = [], torch.softmax
     monkeypatch.setattr(fast_encoder, "SCORES_AT_ONCE", 3 * 40 * 40)
-    monkeypatch.setattr(torch, "softmax", lambda scores, **more: sizes.append(scores.numel()) or softmax(scores, **more))
+    monkeypatch.setattr(
+        torch, "softmax", lambda scores, **more: sizes.append(scores.numel()) or softmax(scores, **more)
+    )
     queries, keys, values = (torch.randn(2, 4, 40, 8, dtype=torch.bfloat16) for _ in range(3))
     found = fast_encoder.attend_sentences(queries, keys, values)
     assert max(sizes) <= 3 * 40 * 40 and sum(sizes) == 2 * 4 * 40 * 40
