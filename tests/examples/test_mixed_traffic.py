@@ -40,7 +40,7 @@ def words(generator, low, high):
     return " ".join(f"w{generator.randint(3, 47)}" for _ in range(generator.randint(low, high)))
 
 
-def squad(generator, contexts, questions):
+def squad(generator, name, contexts, questions):
     """A file of SQuAD 1.1: every answer is a word of its context."""
     paragraphs = []
     for number in range(contexts):
@@ -49,7 +49,7 @@ def squad(generator, contexts, questions):
         for one in range(questions):
             answer = generator.choice(context.split())
             place = {"text": answer, "answer_start": f" {context} ".index(f" {answer} ")}
-            entries.append({"id": f"q{number}-{one}", "question": words(generator, 3, 5), "answers": [place]})
+            entries.append({"id": f"{name}{number}-{one}", "question": words(generator, 3, 5), "answers": [place]})
         paragraphs.append({"context": context, "qas": entries})
     return {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
 
@@ -74,7 +74,7 @@ def texts(tmp_path_factory):
             pairs = [dict(zip(keys, pair)) for pair in zip(documents, summaries)]
             with gzip.open(folder / task / f"{name}.jsonl.gz", "wt", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(pair) + "\n" for pair in pairs)
-    known, unknown = squad(generator, 20, 2), squad(generator, 6, 2)
+    known, unknown = squad(generator, "a", 20, 2), squad(generator, "b", 6, 2)
     known["data"] += unknown["data"][:1]
     for name, content in (("train", known), ("dev", unknown)):
         (folder / "squad" / f"{name}-v1.1.json").write_text(json.dumps(content), encoding="utf-8")
