@@ -31,7 +31,7 @@ NAMES = {"accuracy": "accuracy", "rougeL": "R-L", "f1": "F1"}
 PLAIN = ("dense", "dense-trained-on")
 # first -> what it is compared with, at equal FLOPs
 CONTROLS = {
-    "recommended": ("static", "by-length", "by-task", "random"),
+    "recommended": ("blind", "static", "by-length", "by-task", "random"),
     "fitted": ("static", "by-length", "by-task"),
     "by-task": ("static",),
     "by-length": ("static",),

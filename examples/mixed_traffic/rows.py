@@ -34,8 +34,9 @@ STANDING = ("--sd-policy-freeze-update", "1", "--sd-policy-lr", "1e-9")  # the p
 SEARCH = ("--max-len-b", "64", "--max-tokens", "8192", "--lenpen", "1.0")
 SEARCHED = 0.05  # a search ends so much below the lowest FLOPs of the rows
 PLAIN = ("dense", "dense-trained-on")
-BUDGETED = ("recommended", "fitted", "static", "by-task", "by-length", "random")
+BUDGETED = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "random")
 STEPS = ("base", "search")  # may be asked for alone; they leave no result
+LEARNED = ("recommended", "blind")  # rows that learn their decisions
 RULES = {"by-task": "task", "by-length": "length"}
 
 
@@ -143,8 +144,9 @@ def train_command(row: Row, seed: int, settings: Settings, given: Dict[str, str]
         command += ["--sd-policy", "random", "--sd-random-keep", given["keep"], "--sd-random-seed", str(seed)]
     else:
         command += ["--sd-flops-budget", row.flops]
-        if row.family == "recommended":
+        if row.family in LEARNED:
             command += settings.policy
+            command += ["--sd-policy-input", "nothing"] if row.family == "blind" else []
         else:
             start = given["policy"]
             command += STANDING

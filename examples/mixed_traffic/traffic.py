@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import rows as recipes
 from grid import Grid
 from recipe import RecipeError, render
-from rows import PLAIN, RULES, Row, Settings
+from rows import LEARNED, PLAIN, RULES, Row, Settings
 from score import LOSS, Side, read_losses, read_side, score_system
 from steps import StepError, find_difference, hash_files, locked, read_json, say, write_json
 from understanding_table import find_versions
@@ -57,11 +57,11 @@ class Traffic(Grid):
 
     def describe(self, row: Row) -> Dict[str, Any]:  # type: ignore[override]
         """Says what a row depends on beside the seed, so that others are not taken for finished ones."""
-        settings, given = self.settings, row.family not in (*PLAIN, "recommended")
+        settings, given = self.settings, row.family not in (*PLAIN, *LEARNED)
         return {
             **self.describe_training(0 if row.name == "dense" else settings.updates, settings.update_freq),
             "base": self.hash_base(),
-            "policy_options": list(settings.policy) if row.family == "recommended" else [],
+            "policy_options": list(settings.policy) if row.family in LEARNED else [],
             "searched": [*settings.searched, settings.lowest] if given else [],
             "beam": settings.beam,
         }
@@ -153,7 +153,7 @@ class Traffic(Grid):
 
     def find_given(self, row: Row) -> Dict[str, str]:
         """Makes what a row does not learn; returns it by name."""
-        if row.family in (*PLAIN, "recommended"):
+        if row.family in (*PLAIN, *LEARNED):
             return {}
         self.search()
         place = "$OUT/given/{}".format(row.name)

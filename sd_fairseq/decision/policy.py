@@ -4,7 +4,8 @@ Choice: the network is Linear(C, hidden) -> LayerNorm -> ReLU -> heads; the pape
 normalization and ReLU". All its mathematics is float32, whatever the backbone's precision.
 Choice: beside that state, or in its place, it can be given how long the source is (``--sd-policy-input``). Where FLOPs
 are counted over the corpus the length is what a decision pays by, and a mean over the tokens tells it only indirectly;
-alone it is a control: a policy that reads the text should beat one that does not.
+alone it is a control: a policy that reads the text should beat one that does not. So is a policy that reads nothing: it
+learns one path for all.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from sd_fairseq.decision.budgets import KNOTS, BudgetRange
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.noise import Noise, hash_tokens
 
-INPUTS = ("state", "length", "state+length")
+INPUTS = ("state", "length", "state+length", "nothing")
 LENGTH_CENTRE, LENGTH_SCALE = 128.0, 4.0  # tokens; a doubling weighs as some dozens of a state's dimensions do
 
 
 def input_width(inputs: str, dim: int) -> int:
-    """Returns how many figures a policy reads: of the state (``dim``), of the length (1), or both.
+    """Returns how many figures a policy reads: of the state (``dim``), of the length (1), both, or a 1 of nothing.
 
     Raises:
         ValueError: none of :data:`INPUTS`.
     """
     if inputs not in INPUTS:
         raise ValueError(f"policy input {inputs!r} is not one of {', '.join(INPUTS)}")
-    return dim * ("state" in inputs) + ("length" in inputs)
+    return dim * ("state" in inputs) + ("length" in inputs) or 1
 
 
 def policy_input(inputs: str, state: Tensor, lengths: Tensor) -> Tensor:
@@ -47,6 +48,8 @@ def policy_input(inputs: str, state: Tensor, lengths: Tensor) -> Tensor:
     """
     if inputs == "state":
         return state
+    if inputs == "nothing":
+        return torch.ones_like(state[:, :1])
     length = LENGTH_SCALE * torch.log2(lengths.float() / LENGTH_CENTRE).unsqueeze(1)  # [B, 1]
     return length if inputs == "length" else torch.cat([state, length], dim=1)
 

@@ -292,7 +292,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     options = ["--prepared", folder / "data", "--model", folder / "t5" / "model.pt", "--out", tmp_path / "out"]
     options += ["--results", tmp_path / "results", "--seeds", "1", "--base-updates", "2", "--updates", "2"]
     options += ["--max-tokens", "256", "--base-update-freq", "1", "--search-examples", "2", "--table-examples", "40"]
-    rows = ["dense", *(f"{one}-0.85" for one in ("recommended", "fitted", "static", "by-task", "by-length", "random"))]
+    rows = ["dense", *(f"{one}-0.85" for one in ("recommended", "blind", "fitted", "static", "by-task", "by-length", "random"))]
     options += ["--lowest", "0.8"]
     done = call(FOLDER / "run.py", *options, "--rows", ",".join(rows))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -303,7 +303,7 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
         assert seeds[1]["examples"] == sum(len(one["loss"]) for one in seeds[1]["by_example"].values())
         assert traffic["flops_corpus"] == pytest.approx(1.0) if row == "dense" else traffic["flops_corpus"] < 1
         assert str(tmp_path) not in json.dumps(seeds[1])
-    assert runs["static-0.85"][1]["distinct_paths"] == 1
+    assert runs["static-0.85"][1]["distinct_paths"] == runs["blind-0.85"][1]["distinct_paths"] == 1
     again = call(FOLDER / "run.py", *options, "--rows", ",".join(rows))
     assert again.returncode == 0 and again.stdout.count("finished before") == len(rows)
     other = call(FOLDER / "run.py", *options, "--rows", "static-0.85", "--updates", "3")

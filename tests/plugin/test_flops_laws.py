@@ -55,7 +55,7 @@ def test_traced_flops_equal_the_closed_form_for_every_token_strategy(index):
     assert found == int(path_flops("generation", shape, model.space, decisions, lengths_of(batch, steps, 2)))
 
 
-@pytest.mark.parametrize("inputs", ["state", "length", "state+length"])
+@pytest.mark.parametrize("inputs", ["state", "length", "state+length", "nothing"])
 @pytest.mark.parametrize("policy", ["network", "layerwise", "random", "dense"])
 def test_traced_flops_with_the_policy_at_work_equal_the_closed_form(policy, inputs):
     model = build_model(sd_policy=policy, sd_policy_hidden_size=20, sd_random_keep=0.5, sd_policy_input=inputs)

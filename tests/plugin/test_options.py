@@ -53,7 +53,7 @@ def test_sharding_of_sublayers_is_refused():
         ({"sd_always_run_attention": 4}, "4 is not -1 or 1..3"),
         ({"sd_policy": "best"}, "'best'"),
         ({"sd_policy_hidden_size": -3}, "-3"),
-        ({"sd_policy_input": "words"}, "'words' is not one of state, length, state+length"),
+        ({"sd_policy_input": "words"}, "'words' is not one of state, length, state+length, nothing"),
         ({"sd_initial_keep": 0.5}, "0.5"),
         ({"sd_initial_keep": 1.0}, "1.0"),
         ({"sd_initial_path": "encoder_ffn=011"}, "in layer 1 of this model it always runs"),
@@ -92,7 +92,7 @@ def test_options_reach_the_space_and_the_policy():
     assert model.shape.policy_hidden == 7
 
 
-@pytest.mark.parametrize("inputs,width", [("state", 32), ("length", 1), ("state+length", 33)])
+@pytest.mark.parametrize("inputs,width", [("state", 32), ("length", 1), ("state+length", 33), ("nothing", 1)])
 def test_the_policy_reads_what_it_is_told_to(inputs, width):
     model = build_model(sd_policy_input=inputs)
     assert model.encoder.policy.hidden.in_features == model.shape.policy_input == width
@@ -113,6 +113,14 @@ def test_a_policy_of_the_length_decides_alike_for_all_texts_of_a_length():
     (decisions,) = model.encoder(batch.src_tokens, batch.src_lengths)["decisions"]
     assert decisions.index_select(torch.arange(6)).count_distinct_paths() == 1
     assert decisions.count_distinct_paths() == 2
+
+
+def test_a_policy_that_reads_nothing_decides_alike_for_everyone():
+    model = build_model(sd_policy_input="nothing")
+    undecide(model)
+    batch = random_batch([3, 9, 9, 40, 60])
+    (decisions,) = model.encoder(batch.src_tokens, batch.src_lengths)["decisions"]
+    assert decisions.count_distinct_paths() == 1
 
 
 def test_a_policy_of_another_input_is_refused_by_name():

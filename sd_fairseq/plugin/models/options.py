@@ -70,7 +70,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--sd-policy-input",
         choices=INPUTS,
         help="what the policy reads: state (paper: the mean of encoder layer 1's output), state+length (the number of "
-        "source tokens, too) or length (a control: none of the text)",
+        "source tokens, too), or a control: length (none of the text) or nothing (one learned path for all)",
     )
     add(
         "--sd-budget-range",
