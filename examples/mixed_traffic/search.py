@@ -104,6 +104,7 @@ def task_scorers(args: argparse.Namespace, model: Any, task: Any, names: Sequenc
 
 def search(args: argparse.Namespace, scorers: Dict[str, Any], shares: Dict[str, float]) -> List[Any]:
     """Searches for each task and for the whole stream; returns the paths of the table."""
+    from sd_fairseq.study.path_scorer import encoder_part
     from sd_fairseq.study.path_search import greedy_search
     from sd_fairseq.study.path_tables import candidate_paths, example_weights
 
@@ -116,7 +117,8 @@ def search(args: argparse.Namespace, scorers: Dict[str, Any], shares: Dict[str, 
         for target in TARGETS:
             if target >= args.lowest:
                 keys += candidate_paths(scorer, chain, target, best, weights)
-    return list(dict.fromkeys(keys))
+    space = next(iter(scorers.values())).model.space
+    return sorted(dict.fromkeys(keys), key=lambda key: encoder_part(space, key))  # what the encoder gives is kept
 
 
 def work(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from fairseq import checkpoint_utils, utils
@@ -22,6 +22,7 @@ from sd_fairseq.plugin.guards.preflight import check_checkpoint
 from sd_fairseq.plugin.models.conversion import overrides_for, read_overrides
 
 Key = Tuple[Tuple[bool, ...], int]  # kept switches, token strategy
+ENCODER_PATHS = 2  # whose outputs are kept: a search's present path, and the one it tries
 
 
 class Scores(NamedTuple):
@@ -52,22 +53,39 @@ class Scorer:
     def __init__(self, model: Any, batches: Sequence[Dict[str, Any]], padding: int, beam: int, task: Any = None):
         self.model, self.batches, self.padding, self.beam, self.task = model, batches, padding, beam, task
         self.known: Dict[Key, Scores] = {}
+        self._encoded: Dict[Any, Dict[int, Any]] = {}  # the encoder's part of a path -> batch -> what it gave
 
     def score(self, key: Key) -> Scores:
         """Scores one path for all examples; each path once."""
         if key not in self.known:
-            space = self.model.space
-            keep, choice = torch.tensor([key[0]], dtype=torch.bool), torch.tensor([key[1]])
-            self.known[key] = self._run(
-                lambda count: PathRequest(
-                    decisions=space.to_decisions(keep.expand(count, -1), choice.expand(count)).to(self.device)
-                )
-            )[0]
+            self.known[key] = self._run(lambda place, sample: self._run_along(key, place, sample))[0]
         return self.known[key]
 
     def score_policy(self) -> Tuple[Scores, List[Decisions]]:
         """Scores the paths that the model's own policy decides."""
-        return self._run(lambda count: PathRequest("mode"))
+        return self._run(lambda _, sample: self.model(**sample["net_input"], path=PathRequest("mode")))
+
+    def _run_along(self, key: Key, place: int, sample: Dict[str, Any]) -> Tuple[Tensor, Dict[str, Any]]:
+        """Runs a batch along one path; as a model's forward method.
+
+        Paths that differ in the decoder only share what the encoder gives: of the last two of its paths it is kept.
+        """
+        space, inputs, count = self.model.space, sample["net_input"], sample["target"].size(0)
+        keep, choice = torch.tensor([key[0]], dtype=torch.bool), torch.tensor([key[1]])
+        decisions = space.to_decisions(keep.expand(count, -1), choice.expand(count)).to(self.device)
+        request = PathRequest(decisions=decisions)
+        if space.tied:  # both stacks are the same layers
+            return self.model(**inputs, path=request)
+        part = encoder_part(space, key)
+        encoded = self._encoded.pop(part, {})
+        self._encoded[part] = encoded  # the latest is the last
+        if len(self._encoded) > ENCODER_PATHS:
+            del self._encoded[next(iter(self._encoded))]
+        if place not in encoded:
+            encoded[place] = self.model.encoder(inputs["src_tokens"], inputs["src_lengths"], path=request)
+        source = {**encoded[place], "decisions": [decisions]}
+        logits, extra = self.model.decoder(inputs["prev_output_tokens"], encoder_out=source)
+        return logits, {**extra, "decisions": decisions}
 
     @property
     def device(self) -> torch.device:
@@ -92,11 +110,11 @@ class Scorer:
         return Lengths(source.ne(self.padding).sum(1), target.ne(self.padding).sum(1), self.beam)
 
     @torch.no_grad()
-    def _run(self, request: Any) -> Tuple[Scores, List[Decisions]]:
+    def _run(self, run: Callable[[int, Dict[str, Any]], Any]) -> Tuple[Scores, List[Decisions]]:
         pieces, decisions = [], []
-        for sample in self.batches:
+        for place, sample in enumerate(self.batches):
             target = sample["target"]  # [B, T]
-            output = self.model(**sample["net_input"], path=request(target.size(0)))
+            output = run(place, sample)
             log_probs = self.model.get_normalized_probs(output, log_probs=True)  # [B, T, V]
             nll = token_nll(log_probs, target).double()  # [B, T]
             real = target.ne(self.padding)
@@ -109,6 +127,11 @@ class Scorer:
             decisions.append(taken)
         losses, halves, flops = zip(*pieces)
         return Scores(torch.cat(losses).cpu(), torch.cat(halves, dim=1).cpu(), torch.cat(flops).cpu()), decisions
+
+
+def encoder_part(space: Any, key: Key) -> Key:
+    """Returns what a path decides for the encoder: its switches and the token strategy."""
+    return tuple(kept for kept, (site, _) in zip(key[0], space.switches) if site.startswith("encoder")), key[1]
 
 
 def spread(sizes: Sequence[int], examples: int) -> int:

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from training import build_samples, build_training
 
+from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.study.path_scorer import Scorer, sample_evenly, spread
 from sd_fairseq.study.path_search import (
@@ -110,6 +112,31 @@ def test_what_ranges_of_lengths_gain_is_found_and_chance_is_not(truth):
     mean = sum(one["difference"] for one in found) / 100
     assert mean == pytest.approx(truth / 2, abs=0.02)
     assert sum(one["low"] > 0 for one in found) <= 7 if truth == 0 else sum(one["low"] > 0 for one in found) > 90
+
+
+@pytest.mark.parametrize("arch", ["switchable_bart_base", "switchable_t5_tiny", "switchable_llama_tiny"])
+def test_what_the_encoder_gave_before_changes_no_score_and_is_not_computed_again(arch):
+    scorer = build_scorer((5, 3), arch=arch)
+    space, calls, keys = scorer.model.space, [], []
+    for number in range(6):
+        keep = [True] * space.num_switches
+        for place, (site, layer) in enumerate(space.switches):
+            keep[place] = (layer + number) % 3 > 0 if site.startswith("decoder") else (layer + number // 3) % 2 > 0
+        keys.append((tuple(keep), number // 3))
+    scorer.model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    found = [scorer.score(key) for key in keys]
+    if not space.tied:
+        assert len(set(keys)) == 6 and len(calls) == 2 * 2  # two batches, two paths of the encoder
+    for key, scores in zip(keys, found):
+        for one, other in zip(scores, build_scorer((5, 3), arch=arch).score(key)):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        decisions = space.to_decisions(torch.tensor([key[0]] * 5), torch.tensor([key[1]] * 5))
+        sample = scorer.batches[0]
+        with torch.no_grad():
+            logits, _ = scorer.model(**sample["net_input"], path=PathRequest(decisions=decisions))
+        nll = F.cross_entropy(logits.transpose(1, 2), sample["target"], ignore_index=1, reduction="none")
+        loss = nll.sum(dim=1) / sample["target"].ne(1).sum(dim=1)
+        torch.testing.assert_close(scores.loss[:5].float(), loss, atol=1e-5, rtol=1e-5)
 
 
 def test_the_halves_make_up_the_loss():
