@@ -45,6 +45,10 @@ class LayerWork:
         """Puts the work of several batches one after the other."""
         return cls(*(torch.cat([getattr(one, item.name) for one in pieces]) for item in fields(cls)))
 
+    def to(self, device: torch.device) -> "LayerWork":
+        """Returns the same counts on ``device``."""
+        return LayerWork(*(getattr(self, item.name).to(device) for item in fields(self)))
+
     def index_select(self, order: Tensor) -> "LayerWork":
         """Returns the work of the sentences ``order`` (LongTensor [B'])."""
         return LayerWork(*(getattr(self, item.name).index_select(0, order) for item in fields(self)))

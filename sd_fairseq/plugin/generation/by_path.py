@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from sd_fairseq.cost.layer_work import LayerWork
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.plugin.guards.errors import InputError
@@ -169,6 +170,7 @@ class Pools:
             batches = group(decisions, models[0].space, lengths, self.batch)
         log = sample["net_input"].get("decision_log")
         logged: List[Decisions] = []
+        counted: List[LayerWork] = []
         order: List[int] = []
         results: List[Any] = [None] * len(lengths)
         for rows in batches:
@@ -184,9 +186,14 @@ class Pools:
             for row, result in zip(rows, step(part, **given)):
                 results[row] = result
             order += rows
-            logged += part["net_input"].get("decision_log") or []
+            noted = part["net_input"].get("decision_log") or []
+            logged += [one for one in noted if isinstance(one, Decisions)]
+            counted += [one for one in noted if isinstance(one, LayerWork)]
+        back = torch.tensor(order, device=source.device).argsort()
         if logged:
-            log.append(join(logged).index_select(torch.tensor(order, device=source.device).argsort()))
+            log.append(join(logged).index_select(back))
+        if counted:
+            log.append(LayerWork.join(counted).index_select(back))
         return results
 
 
