@@ -184,7 +184,7 @@ def describe_work(work: Optional[LayerWork], row: int) -> str:
 
 def rule_of(model: Any) -> DecisionRule:
     """Returns what decides at every step which decoder layers a model runs."""
-    return getattr(model.decoder, "rule", None) or DecisionRule()
+    return getattr(getattr(model, "decoder", None), "rule", None) or DecisionRule()
 
 
 def space_and_shape(model: Any) -> Tuple[DecisionSpace, ModelShape]:
