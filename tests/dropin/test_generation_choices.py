@@ -259,11 +259,13 @@ def test_a_rule_by_position_runs_in_both_generators_alike(zoo, tmp_path, rule):
 
 
 @pytest.mark.parametrize("rule", ["calm:threshold=0.02", "free:threshold=0.02"])
-def test_a_rule_by_confidence_says_which_generator_runs_and_counts_what_left(zoo, tmp_path, rule):
+def test_a_rule_by_confidence_runs_in_both_generators_alike_and_counts_what_left(zoo, tmp_path, rule):
     beam = ["--beam", "1"]
     expected = zoo.generate(zoo.mixed, *beam, "--sd-path", rule, "--sd-trace", tmp_path / "trace.jsonl")
-    warnings = [line for line in zoo.last_output.splitlines() if "slower generator runs" in line]
-    assert len(warnings) == 1 and "every token leaves where it is sure" in warnings[0]
+    lines = summary(zoo.last_output)
+    assert "by the fast generator" in lines[0]
+    assert_same_hypotheses(zoo.generate(zoo.mixed, *beam, *OWN, "--sd-path", rule), expected)
+    assert summary(zoo.last_output)[1:] == lines[1:]
     records = read_trace(str(tmp_path / "trace.jsonl"))
     for record in records:
         counts = [int(count) for count in record.layer_tokens.split(",")]

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sd_fairseq.cost.layer_work import LayerWork, scheduled_work
 from sd_fairseq.cost.path_flops import Lengths, dense_flops, path_flops
+from sd_fairseq.decision.rules import DecisionRule
 from sd_fairseq.execution.native import library
 from sd_fairseq.plugin.generation import native_search
 from sd_fairseq.plugin.generation.fast_model import FastModel
@@ -82,6 +83,29 @@ def decode_and_leave(model, batch, tokens, lengths):
         logits, _ = model.decoder(tokens[rows, :step], encoded, incremental_state=state)
         found.append((present, logits[:, 0]))
     return found, next((one for one in log if isinstance(one, LayerWork)), None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MODELS)
+@every_rule
+def test_cached_decoding_equals_uncached_decoding(rule, kind):
+    model, batch = build(rule, **MODELS[kind]), random_batch(target_length=10)
+    expected = model(batch.src_tokens, batch.src_lengths, batch.prev_output_tokens)[0]
+    found = step_by_step(model, batch.prev_output_tokens, model.encoder(**batch.net_input))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    model.decoder.rule = DecisionRule()
+    dense = model(batch.src_tokens, batch.src_lengths, batch.prev_output_tokens)[0]
+    assert not torch.allclose(dense, expected, atol=1e-2), "the rule should change the output"
+
+
+@torch.no_grad()
+@by_position
+def test_cached_decoding_equals_uncached_decoding_on_top_of_decisions(rule):
+    model, batch = build(rule), random_batch(target_length=10)
+    decided = along(batch, random_decisions(model.space, 6, 0.6))
+    expected = model(**decided, prev_output_tokens=batch.prev_output_tokens)[0]
+    found = step_by_step(model, batch.prev_output_tokens, model.encoder(**decided))
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @torch.no_grad()
@@ -178,6 +202,24 @@ def test_fast_equals_fairseq(rule, kind, steps, monkeypatch):
             generator = SequenceGenerator(one, model.decoder.dictionary, beam, **options)
             found.append(generator.generate([model], {"net_input": dict(net_input)}))
         check_same(*found)
+
+
+@torch.no_grad()
+@by_confidence
+@pytest.mark.parametrize("kind", MODELS)
+def test_fast_equals_fairseq_where_tokens_leave(rule, kind):
+    """Hypotheses, and what every layer ran."""
+    model, batch = build(rule, **MODELS[kind]), random_batch()
+    for beam in beams_of(rule):
+        found, logs = [], []
+        for one in ([model], FastModel(model)):
+            generator = SequenceGenerator(one, model.decoder.dictionary, beam, max_len_b=8)
+            logs.append([])
+            sample = {"net_input": {**batch.net_input, "decision_log": logs[-1]}}
+            found.append(generator.generate([model], sample))
+        check_same(*found)
+        for item in dataclasses.fields(LayerWork):
+            assert torch.equal(getattr(logs[0][1], item.name), getattr(logs[1][1], item.name)), item.name
 
 
 def trace(model, net_input, beam, **options):

@@ -81,8 +81,6 @@ def why_not_fast(models: List[Any], args: Any) -> Optional[str]:
         return "--score-reference"
     if any(getattr(decoder, f"project_{side}_dim", None) is not None for side in ("in", "out")):
         return "embeddings of another size than the decoder"
-    if decoder.rule.by_confidence:
-        return f"under {decoder.rule.text} every token leaves where it is sure"
     if not hasattr(F, "scaled_dot_product_attention"):
         return f"torch {torch.__version__} has no scaled_dot_product_attention"
     return None

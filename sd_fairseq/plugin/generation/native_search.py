@@ -12,6 +12,7 @@ from sd_fairseq.execution.native import library
 from sd_fairseq.execution.native.caches import Ancestors, SourceCache
 from sd_fairseq.plugin.generation.fast_decoder import DecoderSearch, LayerSearch
 from sd_fairseq.plugin.generation.fast_encoder import EncodedSource
+from sd_fairseq.plugin.generation.fast_exits import FastExitSearch
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights, Norm, Product
 from sd_fairseq.plugin.generation.source_cache import source_keys_values
 
@@ -20,8 +21,10 @@ from sd_fairseq.plugin.generation.source_cache import source_keys_values
 MOST_ROWS = 32
 
 
-def start_search(model: Any, weights: FastWeights, source: EncodedSource, beam: int) -> DecoderSearch:
+def start_search(model: Any, weights: FastWeights, source: EncodedSource, beam: int) -> Any:
     """Begins a search in the way that is fastest for it; arguments as :class:`DecoderSearch`'s."""
+    if model.decoder.rule.by_confidence:
+        return FastExitSearch(model, weights, source, beam)
     is_native = runs_natively(model, weights, source, beam)
     return (NativeSearch if is_native else DecoderSearch)(model, weights, source, beam)
 

@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from sd_fairseq.cost.layer_work import LayerWork
+from sd_fairseq.decision.confidence_rules import ConfidenceRule
+from sd_fairseq.decision.decisions import Decisions
 from sd_fairseq.execution.beam_cache import FIRST_STEPS
 from sd_fairseq.plugin.guards.errors import InputError
-from sd_fairseq.plugin.models.exit_layer import ExitLayer, Tokens, one_each, waiting
+from sd_fairseq.plugin.models.exit_layer import ExitLayer, ModuleParts, Tokens, one_each, waiting
 
 
 class ExitSearch:
-    """A decoder's state during one search under a :class:`~sd_fairseq.decision.confidence_rules.ConfidenceRule`.
+    """A decoder's state during one search under a rule by confidence.
 
     Args:
-        decoder: a switchable BART's.
-        encoder_out: the switchable encoder's output.
-        rows: R = sentences * beam.
+        rule: of the decoder.
+        layers: its layers, with the source of the batch.
+        head: makes logits [N, V] of states [N, C] after any layer.
+        decisions: of the batch.
+        beam: hypotheses a sentence.
+        log: what the search counts is appended to it, or None.
 
     Raises:
         InputError: several hypotheses where the rule keeps one, or decisions that skip a decoder's sub-layer.
     """
 
-    def __init__(self, decoder: Any, encoder_out: dict, rows: int):
-        self.decoder, self.rule = decoder, decoder.rule
-        source, decisions = encoder_out["encoder_out"][0], encoder_out["decisions"][0]
+    def __init__(
+        self,
+        rule: ConfidenceRule,
+        layers: List[ExitLayer],
+        head: Callable[[Tensor], Tensor],
+        decisions: Decisions,
+        beam: int,
+        log: Optional[List[Any]],
+    ):
         kept = decisions.decoder_attention & decisions.decoder_cross_attention & decisions.decoder_ffn
         if not bool(kept.all()):
-            raise InputError(f"{self.rule.text}: leaves a decoder that skips nothing, found decisions that skip")
-        self.beam = rows // source.size(1)
-        if self.rule.needs_beam_1 and self.beam > 1:
-            raise InputError(f"{self.rule.text}: keeps one hypothesis a sentence, found {self.beam}: give --beam 1")
-        padding = encoder_out["encoder_padding_mask"][0]
-        self.layers = [ExitLayer(layer, source, padding, rows) for layer in decoder.layers]
-        self.left = source.new_zeros(rows, FIRST_STEPS, source.size(2))  # states at the exit of what waits
-        self.done = torch.zeros(rows, dtype=torch.long, device=source.device)  # positions that every layer has
-        self.sentences = torch.arange(source.size(1), device=source.device)  # those that are left
-        self.work = start_work(source.size(1), len(self.layers), source.device)
-        for log in encoder_out.get("decision_log", []):
+            raise InputError(f"{rule.text}: leaves a decoder that skips nothing, found decisions that skip")
+        if rule.needs_beam_1 and beam > 1:
+            raise InputError(f"{rule.text}: keeps one hypothesis a sentence, found {beam}: give --beam 1")
+        self.rule, self.layers, self.make_logits, self.beam = rule, layers, head, beam
+        device, sentences = layers[0].keys.device, len(decisions)
+        self.left: Optional[Tensor] = None  # [R, steps, C], states at the exit of what waits
+        self.done = torch.zeros(sentences * beam, dtype=torch.long, device=device)  # positions that every layer has
+        self.sentences = torch.arange(sentences, device=device)  # those that are left
+        self.work = start_work(sentences, len(layers), device)
+        if log is not None:
             log.append(self.work)
 
     def reorder(self, new_order: Tensor) -> None:
@@ -48,7 +58,8 @@ class ExitSearch:
         sentences = torch.div(new_order.view(-1, self.beam)[:, 0], self.beam, rounding_mode="floor")
         for layer in self.layers:
             layer.select(new_order, sentences)
-        self.left, self.done = self.left.index_select(0, new_order), self.done.index_select(0, new_order)
+        self.left = None if self.left is None else self.left.index_select(0, new_order)
+        self.done = self.done.index_select(0, new_order)
         self.sentences = self.sentences.index_select(0, sentences)
 
     def step(self, x: Tensor, step: int) -> Tuple[Tensor, Tensor]:
@@ -97,7 +108,9 @@ class ExitSearch:
         for index in range(first):
             before, x = x, self._run(index, x, one_each(everyone, step, x.size(0)), step)
         leaves, logits = self._ask(x, before, everyone, step)
-        if step >= self.left.size(1):
+        if self.left is None:
+            self.left = x.new_zeros(x.size(0), FIRST_STEPS, x.size(1))
+        while step >= self.left.size(1):
             self.left = torch.cat([self.left, torch.zeros_like(self.left)], dim=1)
         self.left[:, step] = x
         staying = everyone[~leaves]
@@ -124,12 +137,33 @@ class ExitSearch:
     def _head(self, x: Tensor, rows: Tensor) -> Tensor:
         """Makes logits of the rows' states: [N, C] -> [N, V]."""
         self._count(self.work.heads, rows)
-        return self.decoder.output_layer(self.decoder.finish(x.unsqueeze(0))).squeeze(1)
+        return self.make_logits(x)
 
     def _count(self, counts: Tensor, rows: Tensor, each: int = 1) -> None:
         """Adds ``each`` for every one of ``rows`` to its sentence's count."""
         sentence = self.sentences.index_select(0, torch.div(rows, self.beam, rounding_mode="floor"))
         counts.index_add_(0, sentence, torch.full_like(sentence, each))
+
+
+def search_with_modules(decoder: Any, encoder_out: dict, rows: int) -> ExitSearch:
+    """Begins a search that runs fairseq's modules.
+
+    Args:
+        decoder: a switchable BART's.
+        encoder_out: the switchable encoder's output.
+        rows: R = sentences * beam.
+    """
+    source, padding = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]  # [S', B, C], [B, S']
+    hidden = padding.view(padding.size(0), 1, 1, -1) if bool(padding.any()) else None
+    beam = rows // source.size(1)
+    parts = [ModuleParts(layer) for layer in decoder.layers]
+    layers = [ExitLayer(one, *one.source(source), hidden, beam, source.dtype) for one in parts]
+
+    def head(x: Tensor) -> Tensor:
+        return decoder.output_layer(decoder.finish(x.unsqueeze(0))).squeeze(1)  # [N, V]
+
+    log = encoder_out["decision_log"][0] if encoder_out.get("decision_log") else None
+    return ExitSearch(decoder.rule, layers, head, encoder_out["decisions"][0], beam, log)
 
 
 def start_work(sentences: int, layers: int, device: torch.device) -> LayerWork:

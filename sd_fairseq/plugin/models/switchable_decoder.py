@@ -10,7 +10,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from sd_fairseq.plugin.models.decoder_flow import DecoderFlow, IncrementalState
-from sd_fairseq.plugin.models.exit_search import ExitSearch
+from sd_fairseq.plugin.models.exit_search import search_with_modules
 from sd_fairseq.plugin.models.switchable_layers import SwitchableDecoderLayer
 
 
@@ -118,11 +118,11 @@ class SwitchableDecoder(DecoderFlow, TransformerDecoderBase):
     def _step_early(
         self, tokens: Tensor, encoder_out: Optional[Dict[str, list]], incremental_state: Any
     ) -> Tuple[Tensor, Tensor]:
-        """Runs a step of :class:`ExitSearch`: states [R, C] and logits [R, V] of the newest of [R, T] tokens."""
+        """Runs a step of an ``ExitSearch``: states [R, C] and logits [R, V] of the newest of [R, T] tokens."""
         if encoder_out is None:
             raise ValueError("the switchable decoder needs the switchable encoder's output, found None")
         saved: Any = self.get_incremental_state(incremental_state, "exits")
-        search = saved["search"] if saved else ExitSearch(self, encoder_out, tokens.size(0))
+        search = saved["search"] if saved else search_with_modules(self, encoder_out, tokens.size(0))
         if not saved:
             self.set_incremental_state(incremental_state, "exits", {"search": search})  # type: ignore[dict-item]
         x, _ = self.embed_target(tokens, incremental_state, encoder_out)  # [1, R, C]
