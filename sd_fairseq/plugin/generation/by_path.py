@@ -169,8 +169,7 @@ class Pools:
             states = [one for _, known in read for one in known or ()]
             batches = group(decisions, models[0].space, lengths, self.batch)
         log = sample["net_input"].get("decision_log")
-        logged: List[Decisions] = []
-        counted: List[LayerWork] = []
+        logged: List[Any] = []
         order: List[int] = []
         results: List[Any] = [None] * len(lengths)
         for rows in batches:
@@ -186,14 +185,12 @@ class Pools:
             for row, result in zip(rows, step(part, **given)):
                 results[row] = result
             order += rows
-            noted = part["net_input"].get("decision_log") or []
-            logged += [one for one in noted if isinstance(one, Decisions)]
-            counted += [one for one in noted if isinstance(one, LayerWork)]
+            logged += part["net_input"].get("decision_log") or []
         back = torch.tensor(order, device=source.device).argsort()
-        if logged:
-            log.append(join(logged).index_select(back))
-        if counted:
-            log.append(LayerWork.join(counted).index_select(back))
+        for kind, put_together in ((Decisions, join), (LayerWork, LayerWork.join)):
+            pieces = [one for one in logged if isinstance(one, kind)]
+            if pieces:
+                log.append(put_together(pieces).index_select(back))
         return results
 
 

@@ -105,12 +105,8 @@ class DecoderFlow:
                 self_attn_padding_mask=padding_mask,
                 need_attn=index == wanted_layer,
             )
-            before, runs = x, None if depth is None else depth.runs(index)
-            x, weights = run(x, rows=rows)
-            if runs is not None:
-                x = torch.where(runs.unsqueeze(-1), x, self._pass(run, before))
-            if depth is not None:
-                depth.ask(index, x, before)
+            runs = None if depth is None else depth.runs(index)
+            x, weights = self._run_layer(index, run, x, rows, depth)
             inner_states.append(x)
             if weights is not None:
                 attention = self._spread_attention(weights, rows, plan, x, alignment_heads)
@@ -118,12 +114,22 @@ class DecoderFlow:
         x = x if depth is None else depth.finish(x)
         return self.finish(x), {"attn": [attention], "inner_states": inner_states}
 
-    def _pass(self, run: Any, x: Tensor) -> Tensor:
-        """What tokens [T, R, C] become that do not run a layer; ``run`` runs it."""
-        if self.rule.by_confidence:
-            return x
-        nobody = torch.empty(0, dtype=torch.long, device=x.device)
-        return run(x, rows=LayerRows(nobody, nobody, nobody))[0]
+    def _run_layer(
+        self, index: int, run: Any, x: Tensor, rows: LayerRows, depth: Optional[TokenDepth]
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Runs layer ``index`` (from 0) for the tokens whose turn it is: [T, R, C] -> [T, R, C], and its weights."""
+        before = x
+        x, weights = run(x, rows=rows)
+        runs = None if depth is None else depth.runs(index)
+        if runs is not None:
+            passed = before
+            if not self.rule.by_confidence:
+                nobody = torch.empty(0, dtype=torch.long, device=x.device)
+                passed, _ = run(before, rows=LayerRows(nobody, nobody, nobody))
+            x = torch.where(runs.unsqueeze(-1), x, passed)
+        if depth is not None:
+            depth.ask(index, x, before)
+        return x, weights
 
     def _head(self, x: Tensor) -> Tensor:
         """Logits of states: [T, R, C] -> [T, R, V]."""
