@@ -14,12 +14,13 @@ Choice: the paper says "estimated FLOPs" and defines neither; we optimise and qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from sd_fairseq.cost.layer_work import LayerWork, WorkCosts
 from sd_fairseq.cost.sublayer_flops import (
     cached_self_attention_flops,
     cross_attention_cache_flops,
@@ -125,11 +126,13 @@ class Lengths:
         source: LongTensor [B], S.
         target: LongTensor [B], T; in generation the decoder steps executed, else the tokens of the decoder's input.
         beam: hypotheses decoded side by side; without meaning where nothing is generated.
+        work: what the decoder's layers ran where that differs from step to step; None = all that the decisions keep.
     """
 
     source: Tensor
     target: Tensor
     beam: int = 1
+    work: Optional[LayerWork] = None
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,40 @@ def path_flops(
     definition: str, shape: ModelShape, space: DecisionSpace, decisions: Decisions, lengths: Lengths
 ) -> Tensor:
     """Counts the FLOPs of each example's path, float64 [B]."""
+    if lengths.work is not None:
+        return _flops_by_step(definition, shape, space, decisions, lengths, lengths.work)
     costs = sublayer_costs(definition, shape, space, lengths)
     choice = decisions.token_choice.unsqueeze(1)  # [B, 1]
     total = costs.fixed.gather(1, choice).squeeze(1)  # [B]
     for site in SITES:
         layers = getattr(decisions, site)[:, 1 if site.startswith("encoder") else 0 :].sum(dim=1)  # [B]
         total = total + layers * costs.sites[site].gather(1, choice).squeeze(1)
+    return total
+
+
+def _flops_by_step(
+    definition: str, shape: ModelShape, space: DecisionSpace, decisions: Decisions, lengths: Lengths, work: LayerWork
+) -> Tensor:
+    """As :func:`path_flops`, where the decoder's layers differ from step to step.
+
+    Choice: ``paper`` has no steps; there a layer counts by the share of the tokens that ran it.
+    """
+    nothing = torch.zeros_like(decisions.decoder_ffn)
+    encoder_only = replace(decisions, decoder_attention=nothing, decoder_cross_attention=nothing, decoder_ffn=nothing)
+    total = path_flops(definition, shape, space, encoder_only, replace(lengths, work=None))
+    encoded = shape.encoded_tokens(lengths.source)
+    choice = decisions.token_choice.unsqueeze(1)  # [B, 1]
+    kept = count_kept_tokens(encoded, space.token_strategies).gather(1, choice)  # [B, 1]
+    if definition == "paper":
+        costs = {site: cost * work.share for site, cost in shape.decoder_sites_of_paper(kept.double()).items()}
+    else:
+        sizes = WorkCosts(
+            work, shape.decoder_dim, shape.attention_dim or shape.decoder_dim, shape.decoder_ffn_dim, shape.ffn_products
+        )
+        costs = sizes.sites(kept.squeeze(1), shape.encoder_dim)
+        total = total + sizes.more_heads(shape.vocabulary)
+    for site, cost in costs.items():
+        total = total + (getattr(decisions, site).double() * cost).sum(dim=1)
     return total
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from sd_fairseq.errors import InputError
 from sd_fairseq.user_files import check_object, numbered_lines, parse_json
@@ -45,6 +45,8 @@ class TraceRecord:
         seconds: its share of the batch's time.
         generation: options of the search.
         model: architecture.
+        rule: what else than the decisions decided which decoder layers ran, as ``--sd-path`` has it; "" = nothing.
+        layer_tokens: tokens of all hypotheses that ran each decoder layer, such as ``40,40,31``; "" without a rule.
     """
 
     id: int
@@ -66,6 +68,16 @@ class TraceRecord:
     seconds: float
     generation: str
     model: str
+    rule: str = ""
+    layer_tokens: str = ""
+
+    @property
+    def layer_shares(self) -> Optional[List[float]]:
+        """Share of the tokens of all hypotheses that ran each decoder layer; None without a rule."""
+        if not self.layer_tokens:
+            return None
+        tokens = self.decoder_steps * self.beam
+        return [int(count) / max(tokens, 1) for count in self.layer_tokens.split(",")]
 
     @property
     def path(self) -> Tuple[str, ...]:
@@ -107,12 +119,15 @@ def from_json_line(line: str, place: str = "the trace") -> TraceRecord:
 
 def _to_record(values: Dict[str, Any]) -> TraceRecord:
     known = {field.name: field.type for field in dataclasses.fields(TraceRecord)}
-    missing = sorted(set(known) - set(values))
+    optional = {field.name for field in dataclasses.fields(TraceRecord) if field.default is not dataclasses.MISSING}
+    missing = sorted(set(known) - set(values) - optional)
     unknown = sorted(set(values) - set(known))
     if missing or unknown:
         raise ValueError(f"missing fields {missing}, unknown fields {unknown}")
     accepted = {"int": (int,), "float": (int, float), "str": (str,)}
     for name, kind in known.items():
+        if name not in values:
+            continue
         if not isinstance(values[name], accepted[str(kind)]) or isinstance(values[name], bool):
             raise ValueError(f"field {name!r} is {values[name]!r}, expected {kind}")
     _check_values(values)
@@ -136,6 +151,11 @@ def _check_values(values: Dict[str, Any]) -> None:
         depths = {site: len(values[site]) for site in SITE_FIELDS if site.startswith(stack)}
         if len(set(depths.values())) > 1:
             raise ValueError(f"the {stack}'s sites differ in their number of layers: {depths}")
+    counts, whole = values.get("layer_tokens", ""), values["decoder_steps"] * values["beam"]
+    if counts:
+        numbers = [int(count) if count.isdigit() else -1 for count in counts.split(",")]
+        if len(numbers) != len(values["decoder_ffn"]) or not all(0 <= number <= whole for number in numbers):
+            raise ValueError(f"field 'layer_tokens' is {counts!r}, expected a count of 0..{whole} for every layer")
     if not re.fullmatch("keep|(last|uniform):[1-9][0-9]?", values["token_strategy"]):
         found = values["token_strategy"]
         raise ValueError(f"field 'token_strategy' is {found!r}, expected 'keep', 'last:PERCENT' or 'uniform:PERCENT'")

@@ -58,7 +58,7 @@ def summarise_trace(records: Sequence[TraceRecord]) -> SkipReport:
         ValueError: records of models with different numbers of layers.
     """
     _check_one_model(records)
-    by_layer = {site: _rates_by_layer([getattr(record, site) for record in records]) for site in _sites(records)}
+    by_layer = {site: _rates_by_layer(records, site) for site in _sites(records)}
     rates = {"token": _mean([1 - record.kept_source_tokens / record.source_tokens for record in records])}
     for site, layers in by_layer.items():
         switchable = [rate for rate in layers if rate is not None]
@@ -101,12 +101,18 @@ def _sites(records: Sequence[TraceRecord]) -> List[str]:
     return [site for site in SITE_FIELDS if apart or site != "decoder_cross_attention"]
 
 
-def _rates_by_layer(columns: Sequence[str]) -> List[Optional[float]]:
-    """Share of '0' at every layer; None where every record has '='."""
+def _rates_by_layer(records: Sequence[TraceRecord], site: str) -> List[Optional[float]]:
+    """Share of every layer that is skipped: '0', or the tokens that a rule kept from it; None where all have '='."""
     rates: List[Optional[float]] = []
-    for layer in zip(*columns):
-        switchable = [flag for flag in layer if flag != "="]
-        rates.append(_mean([float(flag == "0") for flag in switchable]) if switchable else None)
+    for layer in range(len(getattr(records[0], site))):
+        skipped = []
+        for record in records:
+            flag, shares = getattr(record, site)[layer], record.layer_shares if site.startswith("decoder") else None
+            if shares is not None:
+                skipped.append(1.0 if flag == "0" else 1 - shares[layer])
+            elif flag != "=":
+                skipped.append(float(flag == "0"))
+        rates.append(_mean(skipped) if skipped else None)
     return rates
 
 

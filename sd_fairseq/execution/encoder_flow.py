@@ -94,7 +94,8 @@ class EncoderFlow:
         Returns:
             fairseq's dictionary of lists, plus ``decisions`` [Decisions], ``policy_states`` (list of detached
             [B, width]), ``kept_positions`` ([LongTensor [B, S']] or [] when no token was dropped), ``source_length``
-            [S], and of a gated path ``gates`` [site -> [B, L]] and ``switch_gates`` [float32 [B, switches], a leaf].
+            [S], ``decision_log`` ([the log] or []), and of a gated path ``gates`` [site -> [B, L]] and
+            ``switch_gates`` [float32 [B, switches], a leaf].
         """
         source, src_tokens = src_tokens, self.choose_tokens(src_tokens)
         padding_mask = src_tokens.eq(self.padding_idx)  # [B, S]
@@ -127,6 +128,7 @@ class EncoderFlow:
             "encoder_embedding": [encoder_embedding],  # [B, S, C]
             **{"encoder_states": states, "fc_results": [], "src_tokens": [], "src_lengths": [lengths]},
             **{"kept_positions": kept_positions, "source_length": [src_tokens.size(1)]},
+            "decision_log": [] if decision_log is None else [decision_log],
             **describe_decisions(decider),
             **self.more_outputs(source, first, tokens, rows),
         }

@@ -57,6 +57,10 @@ def test_a_malformed_line_is_named(tmp_path, change, reason):
         ({"decoder_ffn": "111"}, "decoder's sites differ"),
         ({"token_strategy": "first:30"}, "'token_strategy' is 'first:30'"),
         ({"token_strategy": "last:0"}, "'token_strategy' is 'last:0'"),
+        ({"layer_tokens": "44,44,9"}, "'layer_tokens' is '44,44,9', expected a count of 0..44 for every layer"),
+        ({"layer_tokens": "44,44,45,9"}, "'layer_tokens' is '44,44,45,9'"),
+        ({"layer_tokens": "44,44,-1,9"}, "'layer_tokens' is '44,44,-1,9'"),
+        ({"rule": 3}, "'rule' is 3"),
     ],
 )
 def test_a_value_that_no_generation_has_is_refused(tmp_path, change, reason):
@@ -97,3 +101,15 @@ def test_a_write_that_fails_leaves_the_former_trace(tmp_path):
     with pytest.raises(TypeError):
         write_trace(str(path), [make_record(1, generation=b"bytes")])
     assert read_trace(str(path)) == [make_record(0)] and [one.name for one in tmp_path.iterdir()] == ["trace.jsonl"]
+
+
+def test_a_trace_of_before_there_were_rules_is_read_as_one_without():
+    fields = json.loads(to_json_line(make_record(3)))
+    del fields["rule"], fields["layer_tokens"]
+    assert from_json_line(json.dumps(fields)) == make_record(3)
+
+
+def test_shares_of_a_rules_layers_are_of_all_hypotheses():
+    record = make_record(1, decoder_steps=11, beam=4, rule="hsd", layer_tokens="44,44,11,0")
+    assert record.layer_shares == [1.0, 1.0, 0.25, 0.0]
+    assert make_record(1).layer_shares is None

@@ -235,3 +235,58 @@ def test_a_killed_run_leaves_what_it_has_recorded(tmp_path):
 def test_a_reference_has_no_trace(zoo, tmp_path):
     options = ["--score-reference", "--sd-trace", tmp_path / "trace"]
     assert "--score-reference" in zoo.refused("generate", *TASK, *SEARCH, "--path", zoo.mixed, *options)
+
+
+@pytest.mark.parametrize("rule", ["skipdecode:min=1,over=4,bottom=0", "skipdecode:max=1,min=1,bottom=0"])
+def test_a_rule_by_position_runs_in_both_generators_alike(zoo, tmp_path, rule):
+    """On a checkpoint with a policy and on a plain BART; trace and summary count the same layers."""
+    options = [*BEAM, "--sd-path", rule, "--min-len", "5"]
+    expected = zoo.generate(zoo.mixed, *options, *OWN, "--sd-trace", tmp_path / "own.jsonl")
+    lines = summary(zoo.last_output)
+    assert_same_hypotheses(zoo.generate(zoo.mixed, *options, "--sd-trace", tmp_path / "fast.jsonl"), expected)
+    assert "by the fast generator" in zoo.last_output and summary(zoo.last_output)[1:] == lines[1:]
+    own, fast = (read_trace(str(tmp_path / f"{name}.jsonl")) for name in ("own", "fast"))
+    assert [(one.flops_generation, one.layer_tokens) for one in own] == [
+        (one.flops_generation, one.layer_tokens) for one in fast
+    ]
+    tokens = sum(one.decoder_steps * one.beam for one in own)
+    mean = sum(int(count) for one in own for count in one.layer_tokens.split(",")) / tokens
+    assert f"sd_fairseq: {mean:.2f} of 2 decoder layers a token, by {own[0].rule}" in zoo.last_output
+    corpus = sum(one.flops_generation for one in own) / sum(one.flops_generation_dense for one in own)
+    assert share(zoo.last_output) == pytest.approx(corpus, abs=6e-5) and corpus < 1
+    zoo.generate(zoo.plain, *options)
+    assert f"decoder layers a token, by {own[0].rule}" in zoo.last_output
+
+
+@pytest.mark.parametrize("rule", ["calm:threshold=0.02", "free:threshold=0.02"])
+def test_a_rule_by_confidence_runs_in_both_generators_alike_and_counts_what_left(zoo, tmp_path, rule):
+    beam = ["--beam", "1"]
+    expected = zoo.generate(zoo.mixed, *beam, "--sd-path", rule, "--sd-trace", tmp_path / "trace.jsonl")
+    lines = summary(zoo.last_output)
+    assert "by the fast generator" in lines[0]
+    assert_same_hypotheses(zoo.generate(zoo.mixed, *beam, *OWN, "--sd-path", rule), expected)
+    assert summary(zoo.last_output)[1:] == lines[1:]
+    records = read_trace(str(tmp_path / "trace.jsonl"))
+    for record in records:
+        counts = [int(count) for count in record.layer_tokens.split(",")]
+        assert counts[0] == record.decoder_steps >= counts[1] and "threshold=0.02" in record.rule
+    assert any(record.layer_shares[-1] < 1 for record in records)
+    pooled = zoo.generate(zoo.mixed, *beam, "--sd-path", rule, "--sd-batch-by-path", "2", "--sd-trace", tmp_path / "2")
+    assert_same_hypotheses(pooled, expected)
+    assert [one.layer_tokens for one in read_trace(str(tmp_path / "2"))] == [one.layer_tokens for one in records]
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (
+            ["--sd-path", "hsd:min=7"],
+            "--sd-path hsd:min=7,over=32,bottom=1,top=1: min is 7, expected 2..2 in this model",
+        ),
+        (["--sd-path", "hsd:min=x"], "--sd-path hsd:min=x: min is 'x', expected a whole number from 1 on"),
+        (["--sd-path", "free", "--beam", "4"], "keeps one hypothesis a sentence, found --beam 4: give --beam 1"),
+        (["--sd-path", "calm", "--print-alignment"], "keeps no attention, found --print-alignment or --replace-unk"),
+    ],
+)
+def test_a_rule_that_cannot_be_followed_is_refused(zoo, options, reason):
+    assert reason in zoo.refused("generate", *TASK, *SEARCH, "--path", zoo.mixed, *options)

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from sd_fairseq.cost.layer_work import LayerWork
 from sd_fairseq.decision.decider import PathRequest
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.plugin.guards.errors import InputError
@@ -168,7 +169,7 @@ class Pools:
             states = [one for _, known in read for one in known or ()]
             batches = group(decisions, models[0].space, lengths, self.batch)
         log = sample["net_input"].get("decision_log")
-        logged: List[Decisions] = []
+        logged: List[Any] = []
         order: List[int] = []
         results: List[Any] = [None] * len(lengths)
         for rows in batches:
@@ -185,8 +186,11 @@ class Pools:
                 results[row] = result
             order += rows
             logged += part["net_input"].get("decision_log") or []
-        if logged:
-            log.append(join(logged).index_select(torch.tensor(order, device=source.device).argsort()))
+        back = torch.tensor(order, device=source.device).argsort()
+        for kind, put_together in ((Decisions, join), (LayerWork, LayerWork.join)):
+            pieces = [one for one in logged if isinstance(one, kind)]
+            if pieces:
+                log.append(put_together(pieces).index_select(back))
         return results
 
 

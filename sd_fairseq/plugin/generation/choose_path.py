@@ -10,13 +10,18 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.models.bart.model import BARTModel
 from omegaconf import OmegaConf, open_dict
 
+from sd_fairseq.decision.rule_notation import VALID_RULES, is_rule, read_rule
+from sd_fairseq.decision.rules import DecisionRule
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.models.conversion import switchable_architecture
 from sd_fairseq.plugin.models.options import check_supported
 
 logger = logging.getLogger(__name__)
 
-VALID_PATHS = "dense, random:KEEP[:SEED], static:PATH or PATH alone, such as encoder_attention=110,decoder_ffn=101"
+VALID_PATHS = (
+    "dense, random:KEEP[:SEED], static:PATH or PATH alone, such as encoder_attention=110,decoder_ffn=101, or a rule "
+    f"with its values, such as hsd:min=3,over=32, of {VALID_RULES}"
+)
 
 
 def read_path(text: str) -> Dict[str, Any]:
@@ -32,6 +37,12 @@ def read_path(text: str) -> Dict[str, Any]:
         InputError: naming what was found and what is valid.
     """
     name, _, rest = text.strip().partition(":")
+    if is_rule(text):
+        try:
+            read_rule(text)
+        except InputError as error:
+            raise InputError(f"--sd-path {error}") from error
+        return {"sd_policy": "dense", "sd_rule": text.strip()}
     if name == "dense" and not rest:
         return {"sd_policy": "dense"}
     if name == "random":
@@ -47,6 +58,24 @@ def read_path(text: str) -> Dict[str, Any]:
     elif text.lstrip().startswith("{") or "=" in name:
         return {"sd_policy": "static", "sd_static_path": text}
     raise InputError(f"--sd-path {text!r}: expected one of {VALID_PATHS}")
+
+
+def check_rule(rule: DecisionRule, args: Any) -> None:
+    """Refuses options of a search that a rule cannot go with.
+
+    Args:
+        rule: of the model.
+        args: fairseq's generation options.
+
+    Raises:
+        InputError: naming both.
+    """
+    beam = getattr(args, "beam", 5)
+    if rule.needs_beam_1 and beam != 1:
+        raise InputError(f"--sd-path {rule.text} keeps one hypothesis a sentence, found --beam {beam}: give --beam 1")
+    wants_alignment = getattr(args, "print_alignment", None) or getattr(args, "replace_unk", None) is not None
+    if rule.by_confidence and wants_alignment:
+        raise InputError(f"--sd-path {rule.text} keeps no attention, found --print-alignment or --replace-unk")
 
 
 def choose_budget(cfg: Any, budget: Optional[float], path: Optional[str]) -> None:

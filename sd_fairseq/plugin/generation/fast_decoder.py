@@ -6,73 +6,17 @@ the last one, so one sentence's caches move and not all of them; the search's ow
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple
+from dataclasses import replace
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, attend, cache_dtype, for_heads
+from sd_fairseq.execution.beam_cache import AncestryMask, SelfAttentionCache, Slots, cache_dtype, for_heads
 from sd_fairseq.execution.sublayers import KeptRows, run_kept_rows
-from sd_fairseq.plugin.generation.fast_encoder import EncodedSource, token_rows
+from sd_fairseq.plugin.generation.fast_encoder import EncodedSource
 from sd_fairseq.plugin.generation.fast_weights import FastWeights, LayerWeights
-
-
-class CrossAttentionCache:
-    """Keys and values of the source, for the sentences that keep one layer's cross-attention.
-
-    Args:
-        layer: its weights.
-        source: the encoder's output.
-        kept: the sentences, ascending, or None for all.
-    """
-
-    def __init__(self, layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]):
-        both, lengths = source_keys_values(layer, source, kept)
-        longest = max(lengths)
-        self.mask: Optional[Tensor] = None
-        if min(lengths) < longest:
-            both = torch.nn.utils.rnn.pad_sequence(list(both.split(lengths)), batch_first=True)  # [K, S', 2C]
-            padding = torch.arange(longest).unsqueeze(0) >= torch.tensor(lengths).unsqueeze(1)
-            mask = torch.zeros(padding.size()).masked_fill(padding, float("-inf")).to(both)
-            self.mask = mask.unsqueeze(1)  # [K, 1, S']
-        both = both.view(len(lengths), longest, 2, layer.heads, layer.head_dim)
-        self.values = both[:, :, 1].transpose(1, 2).contiguous()  # [K, H, S', D]
-        if both.dtype == torch.float32:  # oneDNN and MKL each read the keys faster in another layout
-            self.keys = both[:, :, 0].permute(0, 2, 3, 1).contiguous()  # [K, H, D, S']
-        else:
-            self.keys = both[:, :, 0].transpose(1, 2).contiguous().transpose(2, 3)  # [K, H, D, S']
-        self.heads = layer.heads
-        self._keep(len(lengths))
-
-    def _keep(self, count: int) -> None:
-        """Keeps the first ``count`` sentences."""
-        self.keys, self.values = self.keys[:count], self.values[:count]
-        self.mask = None if self.mask is None else self.mask[:count]
-        self.head_keys, self.head_values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
-        self.head_mask = None if self.mask is None else for_heads(self.mask, self.heads)
-
-    def attend(self, queries: Tensor) -> Tensor:
-        """Attends over the source: [K, beam, H, D] -> [K * beam, C]."""
-        return attend(queries, self.head_keys, self.head_values, self.head_mask)
-
-    def move(self, target: int, source: int, count: int) -> None:
-        """Puts sentence ``source`` in the place of ``target`` and keeps the first ``count`` sentences."""
-        if target != source:
-            for part in (self.keys, self.values, self.mask):
-                if part is not None:
-                    part[target] = part[source]
-        self._keep(count)
-
-
-def source_keys_values(
-    layer: LayerWeights, source: EncodedSource, kept: Optional[List[int]]
-) -> Tuple[Tensor, List[int]]:
-    """Computes the keys and values of the kept sentences' tokens, [N', 2C]; returns them and the sentences' lengths."""
-    sentences = torch.tensor(kept, dtype=torch.long) if kept is not None else None
-    rows = token_rows(sentences, source.lengths)
-    x = source.x if rows is None else source.x.index_select(0, rows.to(source.x.device))
-    lengths = source.lengths if kept is None else [source.lengths[one] for one in kept]
-    return layer.cross_keys_values(x), lengths
+from sd_fairseq.plugin.generation.source_cache import CrossAttentionCache
 
 
 class LayerSearch:
@@ -115,6 +59,12 @@ class LayerSearch:
             self.self_cache.move(*moves[0])
         if self.cross_cache is not None:
             self.cross_cache.move(*moves[1])
+        self._find_rows(device)
+
+    def end(self, device: torch.device) -> None:
+        """Lets no sentence run the layer any more."""
+        self.slots = [Slots([]) for _ in self.slots]
+        self.self_cache = self.cross_cache = None
         self._find_rows(device)
 
     def run(self, x: Tensor, step: int, mask: Optional[Tensor]) -> Tensor:
@@ -166,9 +116,9 @@ class DecoderSearch:
     layer_search: Any = LayerSearch
 
     def __init__(self, model: Any, weights: FastWeights, source: Any, beam: int):
-        self.weights, self.beam, self.device = weights, beam, weights.device
+        self.weights, self.beam, self.device, self.rule = weights, beam, weights.device, model.decoder.rule
         sentences = len(source.lengths)
-        self.layers = self._build_layers(source)
+        self.layers = self._build_layers(replace(source, decisions=self.rule.narrow(source.decisions, 0)))
         self.ancestry = self._build_ancestry(sentences)
         self.slot_of = list(range(sentences))  # of every sentence of the search that is not finished, in its order
         self._find_order()
@@ -193,10 +143,18 @@ class DecoderSearch:
         Returns:
             Logits [R, V] in the search's order.
         """
+        ending = self.rule.layers_ending(self.steps) if self.steps else []
+        if ending:
+            self._end_layers(ending)
         tokens = tokens if self.slot_rows is None else tokens.index_select(0, self.search_rows)
         x = self._run_layers(self._embed(tokens), self.steps)
         self.steps += 1
         return self._run_head(x if self.slot_rows is None else x.index_select(0, self.slot_rows))
+
+    def _end_layers(self, ending: Sequence[int]) -> None:
+        """Runs the layers ``ending`` (from 0) no longer."""
+        for index in ending:
+            self.layers[index].end(self.device)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Embeds the newest of [R, step + 1] tokens: [R, C]."""

@@ -31,11 +31,13 @@ class EncodedSource:
         x: [N', C], the kept tokens of all sentences, one after the other.
         lengths: S' of every sentence.
         decisions: one path a sentence.
+        log: where a trace is kept, what the search counts is appended to it; else None.
     """
 
     x: Tensor
     lengths: List[int]
     decisions: Decisions
+    log: Optional[List[Any]] = None
 
 
 def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> EncodedSource:
@@ -64,7 +66,7 @@ def encode(model: Any, weights: FastWeights, net_input: Dict[str, Any]) -> Encod
         x = run_layer(layer, x, lengths, attention[index], ffn[index], weights.keeps_norm, bias)
     if weights.encoder_norm is not None:
         x = weights.encoder_norm(x)
-    return EncodedSource(x, lengths, decisions)
+    return EncodedSource(x, lengths, decisions, net_input.get("decision_log"))
 
 
 def run_first(
@@ -220,4 +222,5 @@ def flatten_encoder_out(
     x, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
     real = ~padding_mask  # [B, S']
     flat = x.transpose(0, 1)[real].to(weights.precision.dtype)
-    return EncodedSource(flat, real.sum(dim=1).tolist(), encoder_out["decisions"][0])
+    lengths, decisions = real.sum(dim=1).tolist(), encoder_out["decisions"][0]
+    return EncodedSource(flat, lengths, decisions, net_input.get("decision_log"))

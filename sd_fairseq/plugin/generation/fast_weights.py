@@ -104,6 +104,7 @@ class LayerWeights:
         self.attention_residual = Residual(Norm(layer.self_attn_layer_norm, precision.dtype), before)
         three = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv = pack(three, precision, scales=(scale, 1.0, 1.0), late=late)
+        self.keys_values: Optional[Product] = None  # alone, for tokens that do not run the layer; packed when needed
         self.attention_out = pack([attention.out_proj], precision, late=late)
         self.ffn_residual = Residual(Norm(layer.final_layer_norm, precision.dtype), before)
         self.ffn = FeedForward(layer, activation, precision, late)

@@ -5,12 +5,16 @@ A family says how it embeds, what its self-attention adds to the scores, how it 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from torch import Tensor
 
+from sd_fairseq.decision.rules import DecisionRule
 from sd_fairseq.execution.decoder_plan import DecoderPlan, compact_order
 from sd_fairseq.execution.layer_rows import LayerRows
+from sd_fairseq.execution.token_depth import TokenDepth
 from sd_fairseq.execution.tokens import restore_positions
 
 IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
@@ -21,10 +25,12 @@ class DecoderFlow:
 
     Attributes:
         attention_layer: layer (from 0) whose cross-attention is returned by default: the one that always runs.
+        rule: which layers run at a step, of those that the decisions keep.
     """
 
     layers: Any
     attention_layer: int
+    rule: DecisionRule = DecisionRule()
 
     def embed_target(
         self, tokens: Tensor, incremental_state: Optional[IncrementalState], encoder_out: Dict[str, list]
@@ -76,7 +82,7 @@ class DecoderFlow:
         """
         if encoder_out is None:
             raise ValueError("the switchable decoder needs the switchable encoder's output, found None")
-        plan = self._plan(encoder_out, incremental_state, prev_output_tokens.size(0))
+        plan = self._plan(encoder_out, incremental_state, *prev_output_tokens.size())
         x, padding_mask = self.embed_target(prev_output_tokens, incremental_state, encoder_out)  # [T, R, C]
         source_padding = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
         wanted_layer = self.attention_layer if alignment_layer is None else alignment_layer
@@ -85,37 +91,68 @@ class DecoderFlow:
         mask = self.self_attention_mask(x, prev_output_tokens.size(1), causal)
         attention: Optional[Tensor] = None
         inner_states: List[Tensor] = [x]
+        depth = None if incremental_state is not None else TokenDepth(self.rule, x, len(self.layers), self._head)
         for index, layer in enumerate(self.layers):
             rows = LayerRows(plan.attention_rows[index], plan.ffn_rows[index], plan.cross_sentences[index], plan.beam)
             if gates is not None:
                 rows = LayerRows(gates=(gates, index))
-            x, weights = layer(
-                x,
-                self.source_of(encoder_out, index),
-                source_padding,
-                incremental_state,
+            run = partial(
+                layer,
+                encoder_out=self.source_of(encoder_out, index),
+                encoder_padding_mask=source_padding,
+                incremental_state=incremental_state,
                 self_attn_mask=mask,
                 self_attn_padding_mask=padding_mask,
                 need_attn=index == wanted_layer,
-                rows=rows,
             )
+            runs = None if depth is None else depth.runs(index)
+            x, weights = self._run_layer(index, run, x, rows, depth)
             inner_states.append(x)
             if weights is not None:
                 attention = self._spread_attention(weights, rows, plan, x, alignment_heads)
+                attention = attention if runs is None else attention * runs.t().unsqueeze(-1)
+        x = x if depth is None else depth.finish(x)
         return self.finish(x), {"attn": [attention], "inner_states": inner_states}
 
+    def _run_layer(
+        self, index: int, run: Any, x: Tensor, rows: LayerRows, depth: Optional[TokenDepth]
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Runs layer ``index`` (from 0) for the tokens whose turn it is: [T, R, C] -> [T, R, C], and its weights."""
+        before = x
+        x, weights = run(x, rows=rows)
+        runs = None if depth is None else depth.runs(index)
+        if runs is not None:
+            passed = before
+            if not self.rule.by_confidence:
+                nobody = torch.empty(0, dtype=torch.long, device=x.device)
+                passed, _ = run(before, rows=LayerRows(nobody, nobody, nobody))
+            x = torch.where(runs.unsqueeze(-1), x, passed)
+        if depth is not None:
+            depth.ask(index, x, before)
+        return x, weights
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Logits of states: [T, R, C] -> [T, R, V]."""
+        return self.output_layer(self.finish(x)).transpose(0, 1)  # type: ignore[attr-defined]
+
     def _plan(
-        self, encoder_out: Dict[str, list], incremental_state: Optional[IncrementalState], num_rows: int
+        self, encoder_out: Dict[str, list], incremental_state: Optional[IncrementalState], num_rows: int, steps: int
     ) -> DecoderPlan:
-        """Takes the search's plan, or makes one from the decisions in the encoder's output."""
+        """Takes the search's plan, or makes one from the decisions in the encoder's output; new where layers end."""
         saved: Any = None
         if incremental_state is not None:
             saved = self.get_incremental_state(incremental_state, "plan")  # type: ignore[attr-defined]
-        if saved:
+        if saved and not self.rule.layers_ending(steps - 1):
             return saved["plan"]
-        positions = encoder_out["kept_positions"][0] if encoder_out["kept_positions"] else None
-        length = encoder_out["source_length"][0]
-        plan = DecoderPlan.build(encoder_out["decisions"][0], num_rows, positions, length)
+        if saved:
+            old: DecoderPlan = saved["plan"]
+            decisions, positions, length = old.decisions, old.positions, old.source_length
+        else:
+            decisions, length = encoder_out["decisions"][0], encoder_out["source_length"][0]
+            positions = encoder_out["kept_positions"][0] if encoder_out["kept_positions"] else None
+        if incremental_state is not None:
+            decisions = self.rule.narrow(decisions, steps - 1)
+        plan = DecoderPlan.build(decisions, num_rows, positions, length)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, "plan", {"plan": plan})  # type: ignore[attr-defined]
         return plan

@@ -13,6 +13,8 @@ from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.given_policies import RandomPolicy, StaticPolicy
 from sd_fairseq.decision.layerwise_policy import LayerwisePolicyNetwork
 from sd_fairseq.decision.policy import INPUTS, PolicyNetwork, input_width
+from sd_fairseq.decision.rule_notation import build_rule
+from sd_fairseq.decision.rules import DecisionRule
 from sd_fairseq.decision.token_strategies import DEFAULT_TOKEN_STRATEGIES
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import MODEL_VALUES, check_preset
@@ -111,8 +113,9 @@ def fill_defaults(args: Any) -> None:
     for name, value in {**DEFAULTS, **MODEL_VALUES[preset]}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
-    if not hasattr(args, "sd_served_budget"):  # so that an override of a hydra-trained checkpoint finds it
-        args.sd_served_budget = None
+    for name, value in (("sd_served_budget", None), ("sd_rule", "")):
+        if not hasattr(args, name):  # so that an override of a hydra-trained checkpoint finds it
+            setattr(args, name, value)
 
 
 def decision_space(args: Any, tied: bool = False) -> DecisionSpace:
@@ -217,6 +220,23 @@ def initial_path(args: Any, space: DecisionSpace) -> Optional[Decisions]:
     """
     text = args.sd_initial_path
     return path_decisions(parse_path(text, space, "--sd-initial-path"), space, 1) if text else None
+
+
+def build_decoder_rule(args: Any, space: DecisionSpace, decoder: Any) -> DecisionRule:
+    """Builds what decides at every step which decoder layers run (``sd_rule``, from ``--sd-path``).
+
+    Raises:
+        InputError: a rule that this decoder cannot have.
+    """
+    try:
+        rule = build_rule(getattr(args, "sd_rule", None) or "", space.decoder_layers)
+    except InputError as error:
+        raise InputError(f"--sd-path {error}") from error
+    if rule.text and space.tied:
+        raise InputError(f"--sd-path {rule.text} is for an encoder and a decoder, found a model that is one stack")
+    if rule.by_confidence and not getattr(decoder, "can_leave_early", False):
+        raise InputError(f"--sd-path {rule.text} is for BART, found {getattr(args, 'arch', type(decoder).__name__)}")
+    return rule
 
 
 def check_supported(args: Any) -> None:

@@ -43,6 +43,7 @@ class SwitchableBARTModel(SwitchableModel, BARTModel):
     def __init__(self, args: Any, encoder: SwitchableEncoder, decoder: SwitchableDecoder):
         BARTModel.__init__(self, args, encoder, decoder)
         self.add_policy_learner()
+        self.add_rule()
 
     @staticmethod
     def add_args(parser) -> None:

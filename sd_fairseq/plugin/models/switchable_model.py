@@ -16,7 +16,7 @@ from sd_fairseq.learning.policy_learner import PolicyLearner, trainable_paramete
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.preflight import is_training
 from sd_fairseq.plugin.models.conversion import flat_options
-from sd_fairseq.plugin.models.options import fill_defaults, model_shape
+from sd_fairseq.plugin.models.options import build_decoder_rule, fill_defaults, model_shape
 
 logger = logging.getLogger(__name__)
 POLICY_KEYS = ("encoder.policy.", "policy_learner.")
@@ -62,6 +62,10 @@ class SwitchableModel:
         if "sd_flops_budget" in kwargs:
             kwargs["sd_served_budget"] = kwargs.pop("sd_flops_budget")
         return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def add_rule(self) -> None:
+        """Gives the decoder its rule."""
+        self.decoder.rule = build_decoder_rule(self.args, self.space, self.decoder)
 
     def add_policy_learner(self) -> None:
         """Makes a fresh policy and its learner, once the stacks are built and initialised."""

@@ -33,6 +33,7 @@ class TextModel(SwitchableModel, FairseqEncoderDecoderModel):
         self.args = args
         self.initialise()
         self.add_policy_learner()
+        self.add_rule()
 
     def initialise(self) -> None:
         """Draws the initial weights."""

@@ -31,11 +31,13 @@ class GenerationSummary:
         self.generator = "fairseq's generator"
         self.decided = 0  # documents whose decisions are known
         self.flops, self.dense_flops, self.shares = 0.0, 0.0, 0.0
-        self.skipped = dict.fromkeys(SITES, 0)
+        self.skipped = dict.fromkeys(SITES, 0.0)
         self.switchable = dict.fromkeys(SITES, 0)
         self.tokens, self.kept_tokens = 0, 0
         self.paths: Set[int] = set()
         self.budget: Optional[float] = None  # that was asked for
+        self.rule = ""  # that decided about decoder layers step by step
+        self.tokens_given, self.layers_run, self.layers = 0, 0, 0  # of all hypotheses
         self.finalizer: Optional[Finalize] = None
 
     def add_batch(self, documents: int, seconds: float, fast: bool) -> None:
@@ -66,9 +68,17 @@ class GenerationSummary:
         self.tokens += int(lengths.source.sum())
         self.kept_tokens += int(kept.sum())
         for site in SITES:
-            layers = [layer for _, layer in space.switch_indices(site)]
-            self.switchable[site] += len(layers) * len(decisions)
-            self.skipped[site] += int((~getattr(decisions, site)[:, layers]).sum())
+            keep = getattr(decisions, site).double()  # [B, L]
+            if lengths.work is not None and site.startswith("decoder"):
+                keep = keep * lengths.work.share
+            else:
+                keep = keep[:, [layer for _, layer in space.switch_indices(site)]]
+            self.switchable[site] += keep.numel()
+            self.skipped[site] += float((1 - keep).sum())
+        if lengths.work is not None:
+            self.tokens_given += int(lengths.work.given.sum())
+            self.layers_run += int(lengths.work.tokens.sum())
+            self.layers = lengths.work.tokens.size(1)
         for row in range(len(decisions)):
             self.paths.add(hash(tuple(space.describe(decisions, row).values())))
 
@@ -94,6 +104,9 @@ class GenerationSummary:
         lines.append(f"{share} of the dense model's FLOPs{budget}, {len(self.paths):,} distinct paths")
         if self.budget is not None and self.decided >= MANY and abs(mean - self.budget) > MISSED_BY:
             lines.append(f"WARNING: these documents cost {mean - self.budget:+.3f} beside the budget, in their mean")
+        if self.tokens_given:
+            mean_layers = self.layers_run / self.tokens_given
+            lines.append(f"{mean_layers:.2f} of {self.layers} decoder layers a token, by {self.rule}")
         if self.skips_nothing:
             warning = "" if self.wants_dense else f"WARNING: a switchable model skipped nothing: {HINT}"
             return [*lines, warning] if warning else lines

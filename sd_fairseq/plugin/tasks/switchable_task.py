@@ -15,7 +15,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from sd_fairseq.decision.token_strategies import count_kept_tokens
 from sd_fairseq.plugin.generation.by_path import Pools, decider_of
-from sd_fairseq.plugin.generation.choose_path import choose_budget, choose_model
+from sd_fairseq.plugin.generation.choose_path import check_rule, choose_budget, choose_model
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.positions import take_positions
 from sd_fairseq.plugin.guards.dictionaries import read_dictionary
@@ -30,7 +30,7 @@ from sd_fairseq.plugin.tasks.best_checkpoint import BestScore
 from sd_fairseq.plugin.tasks.data_checks import check_lengths
 from sd_fairseq.plugin.tasks.generation_summary import GenerationSummary
 from sd_fairseq.plugin.tasks.policy_summary import PolicySummary
-from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder, log_decisions, read_batch
+from sd_fairseq.plugin.tasks.trace_recorder import TraceRecorder, log_decisions, read_batch, rule_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +215,8 @@ class SwitchableTaskMixin:
         """
         if self._traces() and getattr(args, "score_reference", False):
             raise InputError("--sd-trace records a search, found --score-reference, which has none")
+        for model in models:
+            check_rule(rule_of(model), args)
         generator = super().build_generator(models, args, *more, **kwargs)  # type: ignore[misc]
         self._run_fast(generator, models, args)
         size = getattr(args, "no_repeat_ngram_size", 0) or 0
@@ -275,6 +277,7 @@ class SwitchableTaskMixin:
         encoded = model.shape.encoded_tokens(lengths.source)
         kept = count_kept_tokens(encoded, model.space.token_strategies)
         kept = kept.gather(1, decisions.token_choice.unsqueeze(1)) + (lengths.source - encoded).unsqueeze(1)
+        summary.rule = rule_of(model).text
         summary.wants_dense = summary.wants_dense or model.encoder.policy is None
         summary.add_decisions(model.space, model.shape, decisions, lengths, kept)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, List, Sequence, Tuple
+from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from sd_fairseq.cost.layer_work import LayerWork, scheduled_work
 from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, path_flops
 from sd_fairseq.decision.decisions import Decisions, DecisionSpace
+from sd_fairseq.decision.rules import DecisionRule
 from sd_fairseq.decision.token_strategies import count_kept_tokens, parse_token_strategies
 from sd_fairseq.decision.trace import TraceRecord
 from sd_fairseq.plugin.guards.errors import InputError
@@ -110,6 +112,7 @@ class TraceRecorder:
                 "seconds": seconds / batch_size,
                 "generation": self.generation,
                 "model": getattr(model.args, "arch", type(model).__name__),
+                "rule": rule_of(model).text,
             },
         )
         self.recorded += len(records)
@@ -130,10 +133,13 @@ def read_batch(
     src_tokens = sample["net_input"]["src_tokens"].cpu()
     log = sample["net_input"].get("decision_log")
     cpu = torch.device("cpu")
-    decisions = log[0].to(cpu) if log else space.keep_all(src_tokens.size(0), cpu)
+    decided = [one for one in log or [] if isinstance(one, Decisions)]
+    counted = [one for one in log or [] if isinstance(one, LayerWork)]
+    decisions = decided[0].to(cpu) if decided else space.keep_all(src_tokens.size(0), cpu)
     # A sentence leaves the search when its last hypothesis ends: the longest one tells the steps it was decoded.
     steps = torch.tensor([max(len(one["tokens"]) for one in group) for group in hypotheses])
-    return decisions, Lengths(src_tokens.ne(model.encoder.padding_idx).sum(dim=1), steps, beam)
+    work = counted[0].to(cpu) if counted else scheduled_work(rule_of(model), steps, beam)
+    return decisions, Lengths(src_tokens.ne(model.encoder.padding_idx).sum(dim=1), steps, beam, work)
 
 
 def describe_batch(
@@ -164,10 +170,21 @@ def describe_batch(
                 decoder_steps=int(lengths.target[row]),
                 **space.describe(decisions, row),
                 **{name: int(values[row]) for name, values in flops.items()},
+                layer_tokens=describe_work(lengths.work, row),
                 **common,
             )
         )
     return records
+
+
+def describe_work(work: Optional[LayerWork], row: int) -> str:
+    """Describes what a sentence's decoder layers ran, see :class:`TraceRecord`."""
+    return "" if work is None else ",".join(str(count) for count in work.tokens[row].tolist())
+
+
+def rule_of(model: Any) -> DecisionRule:
+    """Returns what decides at every step which decoder layers a model runs."""
+    return getattr(getattr(model, "decoder", None), "rule", None) or DecisionRule()
 
 
 def space_and_shape(model: Any) -> Tuple[DecisionSpace, ModelShape]:
