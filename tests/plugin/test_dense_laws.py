@@ -95,6 +95,15 @@ def test_checkpointed_activations_change_nothing(path):
 
 
 @torch.no_grad()
+def test_the_encoder_gives_barts_dictionary():
+    bart, batch = build_model("bart_base"), random_batch()
+    expected = bart.encoder(batch.src_tokens, batch.src_lengths)
+    found = build_switchable_twin(bart).encoder(batch.src_tokens, batch.src_lengths, path=PathRequest("dense"))
+    for name in ("encoder_out", "encoder_padding_mask", "encoder_embedding", "src_lengths"):
+        assert torch.equal(found[name][0], expected[name][0]), name
+
+
+@torch.no_grad()
 def test_features_and_classification_heads_are_barts():
     bart, model = build_pair()
     bart.register_classification_head("sentences", num_classes=3)

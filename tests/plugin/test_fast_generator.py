@@ -25,7 +25,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from sd_fairseq.execution import packed_linear
 from sd_fairseq.execution.native import library
-from sd_fairseq.plugin.generation import fast_encoder, native_search
+from sd_fairseq.plugin.generation import fast_encoder, fast_weights, native_search
 from sd_fairseq.plugin.generation.fast_model import FastModel, why_not_fast
 from sd_fairseq.plugin.generation.fast_weights import FeedForward
 from sd_fairseq.plugin.guards.errors import InputError
@@ -340,3 +340,10 @@ def test_scaled_embeddings_are_scaled_in_the_search_too(steps):
     assert model.decoder.embed_scale > 1
     net_input = random_batch([9, 4]).net_input
     check_same(run(model, net_input, 3, fast=False), run(model, net_input, 3, fast=True))
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 2.0])
+def test_packed_weights_are_scaled_by_any_factor(factor):
+    value = torch.randn(3, 4, requires_grad=True)
+    found = fast_weights.scaled(value, factor)
+    assert torch.equal(found, value * factor) and not found.requires_grad
