@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import sys
@@ -106,6 +107,16 @@ def drop_standard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # standard output is no file, such as in a test
         pass
+
+
+class QuietParser(argparse.ArgumentParser):
+    """A parser whose help ends in silence where the reader has gone; older Pythons' own would end in a traceback."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        try:
+            super()._print_message(message, file)
+        except BrokenPipeError:
+            drop_standard_output()
 
 
 @lru_cache(maxsize=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Optional
 
-from sd_fairseq.errors import end_quietly, run
+from sd_fairseq.errors import QuietParser, end_quietly, run
 from sd_fairseq.version import __version__
 
 __all__ = ["add_batches", "add_model", "add_prediction", "add_sample", "make_parser", "run"]
@@ -25,7 +25,7 @@ def make_parser(name: str, about: str, example: str) -> argparse.ArgumentParser:
     end_quietly()
     epilog = "example:\n  " + example
     kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=name, description=about, epilog=epilog, formatter_class=kind)
+    parser = QuietParser(prog=name, description=about, epilog=epilog, formatter_class=kind)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_fairseq.decision.trace import TraceRecord, read_trace
-from sd_fairseq.errors import InputError, end_quietly, run
+from sd_fairseq.errors import InputError, QuietParser, end_quietly, run
 from sd_fairseq.evaluation.generated_scores import Scoring
 from sd_fairseq.evaluation.generation_output import GenerationOutput, read_generation
 from sd_fairseq.evaluation.plots import draw_skip_heatmap, draw_tradeoff, load_pyplot
@@ -215,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
     end_quietly()
     example = "example: sd-report --dense dense.txt dense.jsonl --switchable sd.txt sd.jsonl --output-dir report"
     about = "Compare generations in quality, FLOPs and paths."
-    parser = argparse.ArgumentParser(prog="sd-report", description=about, epilog=example)
+    parser = QuietParser(prog="sd-report", description=about, epilog=example)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     pair: Dict[str, Any] = {"nargs": 2, "metavar": ("GENERATION", "TRACE")}
     parser.add_argument("--dense", help="output and trace of the dense model", **pair)

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from sd_fairseq.errors import InputError, end_quietly, run
+from sd_fairseq.errors import InputError, QuietParser, end_quietly, run
 from sd_fairseq.evaluation import ptb
 from sd_fairseq.evaluation.rouge_1_5_5 import HIGH_RANK, LOW_RANK, RESAMPLES, order_documents, resample, score_lines
 from sd_fairseq.evaluation.rouge_words import (
@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the command line: files2rouge's, and what this package adds."""
     end_quietly()
     about = "ROUGE of two files, line by line, as files2rouge"
-    parser = argparse.ArgumentParser(prog="sd-rouge", description=about, epilog="example: sd-rouge ref.txt out.txt")
+    parser = QuietParser(prog="sd-rouge", description=about, epilog="example: sd-rouge ref.txt out.txt")
     flag = parser.add_argument
     flag("--version", action="version", version="%(prog)s " + __version__)
     flag("reference", help="file with references, one document a line")

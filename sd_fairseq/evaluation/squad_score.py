@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from sd_fairseq.errors import InputError, end_quietly, run
+from sd_fairseq.errors import InputError, QuietParser, end_quietly, run
 from sd_fairseq.evaluation.squad_data import Question, has_unanswerable, read_questions
 from sd_fairseq.user_files import read_json_object
 from sd_fairseq.version import __version__
@@ -153,7 +153,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command; returns its exit code."""
     end_quietly()
     about, example = str(__doc__).split("\n\n", 1)[0], "example: sd-squad-score dev.json answers.json"
-    parser = argparse.ArgumentParser(prog="sd-squad-score", description=about, epilog=example)
+    parser = QuietParser(prog="sd-squad-score", description=about, epilog=example)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     parser.add_argument("data", metavar="DATA", help="SQuAD 1.1 or 2.0 JSON (or JSON lines) with answers, also .gz")
     parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON object of id -> answer, also .gz")

@@ -49,10 +49,11 @@ def test_a_command_whose_reader_has_gone_is_quiet(inputs, command, names):
     assert (code, error) == (CLOSED_PIPE, "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["rouge", "report", "squad_score", "export"])
-def test_help_is_quiet_too(command):
-    """It is printed when the process ends."""
-    _, error = run_without_reader("-m", "sd_fairseq.commands." + command, "--help")
+def test_help_is_quiet_too(command, unbuffered):
+    """It is printed when the process ends, or at once."""
+    _, error = run_without_reader("-m", "sd_fairseq.commands." + command, "--help", PYTHONUNBUFFERED=unbuffered)
     assert error == ""
 
 
