@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [ROOT, os.path.join(ROOT, "examples", "tradeoff")]
+sys.path[:0] = [ROOT, HERE, os.path.join(ROOT, "examples", "tradeoff")]
 
 import tasks  # noqa: E402
 from steps import StepError, find_difference, hash_files, locked, read_json, run_command  # noqa: E402
