@@ -260,13 +260,15 @@ def call(*command):
     return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.py")))
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_starts_from_anywhere_and_says_what_it_takes(name, tmp_path):
     words = [python(), str(FOLDER / name), "--help"]
     done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr
-    text = (FOLDER / name).read_text(encoding="utf-8")
-    assert done.stdout.startswith("usage: " + name) == ("__main__" in text)
+    assert done.stdout.startswith("usage: " + name)
 
 
 @pytest.fixture(scope="module")
