@@ -57,7 +57,8 @@ def read_runs(folder: str) -> Runs:
     for name in sorted(os.listdir(folder)):
         if name.endswith(".json"):
             result = read_json_object(os.path.join(folder, name))
-            if not isinstance(result.get("row"), str) or "seed" not in result:
+            parts = {"seed", "failed"} if "failed" in result else {"seed", "tasks", "traffic", "by_example"}
+            if not isinstance(result.get("row"), str) or not parts <= set(result):
                 raise InputError("{}: no result of run.py".format(os.path.join(folder, name)))
             if "failed" not in result:
                 found.setdefault(result["row"], {})[result["seed"]] = result

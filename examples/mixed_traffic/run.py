@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results", required=True, help="folder for ROW-SEED.json")
     add("--rows", default=ROWS, help="separated by commas; other FLOPs are other rows (default: %(default)s)")
     add("--seeds", default="1,2,3", help="default: %(default)s")
-    add("--updates", type=int, default=400, help="of every row's training (default: %(default)s)")
+    add("--updates", type=int, default=300, help="of every row's training (default: %(default)s)")
     add("--base-updates", type=int, default=200, help="of the dense fine-tuning (default: %(default)s)")
     add("--subset", choices=("valid", "test"), default="test", help="what is scored; tune on valid (default: test)")
     add("--max-tokens", type=int, default=1056, help="source tokens of a batch (default: %(default)s)")

@@ -179,8 +179,10 @@ class Traffic(Grid):
         else:
             self.train(name, seed)
             checkpoint = "$OUT/{}-{}/checkpoint_last.pt".format(name, seed)
-        tokenizer = next(one for one in os.listdir(self.places["PREPARED"]) if one.startswith("tokenizer."))
-        command = recipes.generate_command(checkpoint, place, subset, self.settings, tokenizer)
+        found = [one for one in os.listdir(self.places["PREPARED"]) if one.startswith("tokenizer.")]
+        if not found:
+            raise RecipeError("--prepared: no tokenizer there; prepare.py copies it")
+        command = recipes.generate_command(checkpoint, place, subset, self.settings, found[0])
         self.make_once(command, place + ".txt", place + ".txt")
         self.make_once(recipes.losses_command(checkpoint, place, subset, self.settings), place + ".losses.json")
 
@@ -228,7 +230,7 @@ class Traffic(Grid):
         if self.is_finished(name, seed):
             say("{}, seed {}: finished before".format(name, seed))
             return True
-        self.commands = {}
+        self.commands = {} if self.options.given_base else {"base": render(recipes.base_command(self.settings))}
         try:
             result = self.make(name, seed)
             say("{}, seed {}: {}".format(name, seed, describe_scores(result)))
