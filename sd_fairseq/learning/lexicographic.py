@@ -109,6 +109,12 @@ def cross_products(quality: Tensor, flops: Tensor, other_quality: Tensor, other_
     return torch.stack([dot, quality @ other_quality, flops @ other_flops, *naive]).float()
 
 
+def naive_products(quality: Tensor, flops: Tensor) -> Tensor:
+    """Returns what :func:`cross_products` returns, of gradients that are not told apart in halves."""
+    squares = [quality @ quality, flops @ flops]
+    return torch.stack([quality @ flops, *squares, *squares]).float()
+
+
 def averaged_products(averages: Tensor) -> Products:
     """Returns the products of averages over updates of :func:`cross_products`; squares are kept above pure noise."""
     dot, quality, flops, naive_quality, naive_flops = averages.unbind()

@@ -20,8 +20,10 @@ from sd_fairseq.learning.lexicographic import (
     averaged_products,
     cross_products,
     find_multiplier,
+    naive_products,
     update_direction,
 )
+from sd_fairseq.learning.recent_documents import RecentDocuments
 
 PRODUCTS_DECAY = 0.9  # of the moving averages of the multiplier's products
 VARIANCE_DECAY = 0.95  # of the moving average of the violation's variance
@@ -101,6 +103,7 @@ class PolicyLearner(Float32Module):
     violation_variance: Tensor
     products: Tensor
     products_updates: Tensor
+    recent: Optional[RecentDocuments]
 
     def __init__(self, num_parameters: int):
         super().__init__()
@@ -113,6 +116,11 @@ class PolicyLearner(Float32Module):
         self.register_buffer("violation_variance", torch.zeros(()))
         self.register_buffer("products", torch.zeros(5))
         self.register_buffer("products_updates", torch.zeros(()))
+        self.recent = None
+
+    def remember(self, count: int, width: int) -> None:
+        """Makes room for the last ``count`` documents, of which the policy reads ``width`` figures each."""
+        self.recent = RecentDocuments(count, width)
 
     def update(
         self,
@@ -121,6 +129,7 @@ class PolicyLearner(Float32Module):
         rule: MultiplierRule,
         learning_rate: float,
         smoothing: float,
+        one_price: bool = False,
     ) -> Dict[str, float]:
         """Moves the policy once.
 
@@ -130,6 +139,7 @@ class PolicyLearner(Float32Module):
             rule: how lambda is found.
             learning_rate: of the policy.
             smoothing: decay of the violation's exponential moving average, and of its variance's.
+            one_price: True = the multiplier comes from products averaged over updates, whatever documents this one has.
 
         Returns:
             Figures to log: multiplier, violation, gradient norms and their cosine.
@@ -144,7 +154,7 @@ class PolicyLearner(Float32Module):
         quality, flops = sums.quality / weight, sums.flops / weight
         if float(sums.measured) > 0:
             self._smooth_violation(sums.violation / sums.measured, smoothing)
-        fresh = sums.cross_products()
+        fresh = naive_products(quality, flops) if one_price else sums.cross_products()
         if fresh is not None and float(self.products_updates) == 0:
             self._average_products(fresh)
             fresh = None

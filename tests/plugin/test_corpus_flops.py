@@ -6,54 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from corpus import BEAM, all_lengths, corpus_flops, pending, policy_states, train_on
 from factories import random_distribution
 from training import build_samples, build_training
 
-from sd_fairseq.cost.path_flops import Lengths, ModelShape, dense_flops, expected_relative_flops
+from sd_fairseq.cost.path_flops import Lengths, ModelShape, expected_relative_flops
 from sd_fairseq.learning.reinforce import flat_gradient
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
-from sd_fairseq.plugin.criterions.policy_step import Evaluator, flops_objective, flops_weights
+from sd_fairseq.plugin.criterions.policy_step import flops_objective, flops_weights
 from sd_fairseq.plugin.guards.errors import InputError
-
-BEAM = 4
-
-
-def all_lengths(samples):
-    """Source and target lengths of a corpus, as the model sees them."""
-    found = [Evaluator(None, sample, 1, 0.0).lengths(BEAM) for sample in samples]
-    return Lengths(torch.cat([one.source for one in found]), torch.cat([one.target for one in found]), BEAM)
-
-
-def train_on(samples, **options):
-    """A training whose task holds the samples' lengths as its training data."""
-    training = build_training(sd_flops_average="corpus", **options)
-    lengths = all_lengths(samples)
-    sizes = dict(src_sizes=lengths.source.numpy(), tgt_sizes=lengths.target.numpy())
-    training.task.cfg.train_subset = "mine"
-    training.task.dataset = lambda split: {"mine": SimpleNamespace(**sizes)}[split]
-    return training
-
-
-def pending(training, samples):
-    """What the batches of an update sum to."""
-    total = None
-    for sample in samples:
-        training.step(sample)
-    for one in training.criterion.pending:
-        total = one if total is None else total + one
-    return total
-
-
-def policy_states(model, samples):
-    """What the policy decides all examples by."""
-    with torch.no_grad():
-        return [torch.cat([model(**one["net_input"])[1]["policy_states"][0] for one in samples])]
-
-
-def corpus_flops(distribution, model, lengths):
-    """E[FLOPs] of all documents over the FLOPs of all their dense paths."""
-    dense = dense_flops("generation", model.shape, model.space, lengths)
-    return (expected_relative_flops("generation", model.shape, distribution, lengths) * dense).sum() / dense.sum()
 
 
 @pytest.mark.parametrize("split", [(8,), (4, 4), (1, 7), (3, 1, 4)], ids=str)

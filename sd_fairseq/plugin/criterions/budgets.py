@@ -20,9 +20,9 @@ from sd_fairseq.plugin.criterions.policy_step import Evaluator, PolicyStepSettin
 from sd_fairseq.plugin.guards.errors import InputError
 
 
-def serving(evaluator: Evaluator, budgets: Union[float, Tensor, None]) -> ContextManager:
-    """Lets a policy for a range of budgets serve these in the block; any other policy is left alone."""
-    policy = evaluator.model.encoder.policy
+def serving(model: Any, budgets: Union[float, Tensor, None]) -> ContextManager:
+    """Lets a model's policy for a range of budgets serve these in the block; any other policy is left alone."""
+    policy = model.encoder.policy
     return nullcontext() if getattr(policy, "budgets", None) is None else policy.serving(budgets)
 
 
@@ -36,6 +36,7 @@ class Budgets:
     def __init__(self, cfg: Any):
         self.is_mode = str(cfg.sd_mode) == "budget"
         self.mode, self.budget, self.freeze = str(cfg.sd_mode), cfg.sd_flops_budget, cfg.sd_policy_freeze_update
+        self.warmup = cfg.sd_budget_warmup_updates
         self.tracks = self.is_mode and str(cfg.sd_track_budget) == "yes"
         self.residuals: List[Tensor] = []
 
@@ -47,10 +48,14 @@ class Budgets:
         """
         budgets = getattr(policy, "budgets", None)
         if budgets is None:
-            return self.budget if self.is_mode else None
+            return self.warmed(self.budget, update) if self.is_mode else None
         if not self.is_mode:
             raise InputError(f"--sd-budget-range needs --sd-mode budget, found {self.mode}")
-        return budgets.at(update)
+        return self.warmed(budgets.at(update), update)
+
+    def warmed(self, budget: float, update: int) -> float:
+        """Returns what a budget is in an update of the warm-up: it falls from 1 in a straight line."""
+        return 1.0 - (1.0 - budget) * min(1.0, (update + 1) / max(self.warmup, 1))
 
     @staticmethod
     def of_documents(evaluator: Evaluator, seed: int, update: int) -> Optional[Tensor]:

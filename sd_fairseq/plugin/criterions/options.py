@@ -81,6 +81,14 @@ class SDPolicyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
         "FLOPs are the mean of the documents' shares of their own dense paths (examples, as in the paper), or all "
         "documents' FLOPs as a share of all their dense paths' (corpus: what time is paid for)",
     )
+    sd_flops_window: Optional[int] = option(
+        None,
+        "documents over which --sd-mode budget measures the FLOPs, under the present policy: the last so many; 0 = "
+        "those of the update, right where updates are alike [512 with --sd-flops-average corpus, else 0 | 0]",
+    )
+    sd_budget_warmup_updates: int = option(
+        0, "updates at the start in which the budget falls from 1 to its value in a straight line"
+    )
     sd_score_function_flops: bool = option(
         False, "estimate the FLOPs gradient by samples as the paper does (default: exact closed form)"
     )
@@ -154,6 +162,8 @@ def check_options(cfg: SDPolicyCriterionConfig) -> None:
     checks: List[Tuple[str, bool, str]] = [
         ("sd_tolerance", 0 <= cfg.sd_tolerance < math.inf, "0 or more (nats per token)"),
         ("sd_flops_budget", 0 < cfg.sd_flops_budget <= 1, "in (0, 1]"),
+        ("sd_flops_window", (cfg.sd_flops_window or 0) >= 0, "0 or more (documents)"),
+        ("sd_budget_warmup_updates", cfg.sd_budget_warmup_updates >= 0, "0 or more"),
         ("sd_bound", 0.5 < cfg.sd_bound <= 1, "in (0.5, 1]"),
         ("sd_constraint_temperature", 0 <= cfg.sd_constraint_temperature <= 1, "in 0..1"),
         ("sd_constraint_interval", cfg.sd_constraint_interval >= 1, "1 or more"),

@@ -77,6 +77,7 @@ class PolicyStep(NamedTuple):
         decisions: the mode path.
         lengths: of the batch.
         sums: the policy's gradient sums.
+        states: what the policy read, one detached [B, C] a stage.
     """
 
     trained: Quality
@@ -86,6 +87,7 @@ class PolicyStep(NamedTuple):
     decisions: Decisions
     lengths: Lengths
     sums: PolicyGradientSums
+    states: List[Tensor]
 
 
 class Evaluator:
@@ -204,7 +206,7 @@ def policy_step(
     violation, measured = constraint_sums(settings, distribution, evaluator.shape, lengths, weights, constrained, dense)
     examples = weights.sum().to(quality.device)
     sums = PolicyGradientSums(quality, flops, examples, violation.to(quality.device), measured.to(quality.device), *odd)
-    return PolicyStep(estimate.trained, estimate.mode, constrained, dense, mode, lengths, sums)
+    return PolicyStep(estimate.trained, estimate.mode, constrained, dense, mode, lengths, sums, estimate.states)
 
 
 def flops_objective(
@@ -241,14 +243,25 @@ def constraint_sums(
     """
     measured = weights.sum()
     if settings.flops_budget is not None:
-        with torch.no_grad():
-            nearly_deployed = distribution.sharpened(max(settings.temperature, 0.02))
-            flops = expected_relative_flops(settings.definition, shape, nearly_deployed, lengths)
-        return ((flops - settings.flops_budget) * weights).sum().float(), measured
+        return budget_violation(settings, distribution, shape, lengths, weights), measured
     if constrained is None or dense is None:
         return torch.zeros(()), torch.zeros(())
     violation = (constrained.per_example - dense.per_example - settings.tolerance).sum()
     return violation, measured
+
+
+def budget_violation(
+    settings: PolicyStepSettings,
+    distribution: PolicyDistribution,
+    shape: ModelShape,
+    lengths: Lengths,
+    weights: Tensor,
+) -> Tensor:
+    """Returns the weighted sum of what the nearly deployed paths cost above the budget, a closed form."""
+    with torch.no_grad():
+        nearly_deployed = distribution.sharpened(max(settings.temperature, 0.02))
+        flops = expected_relative_flops(settings.definition, shape, nearly_deployed, lengths)
+    return ((flops - settings.flops_budget) * weights).sum().float()
 
 
 def flops_weights(settings: PolicyStepSettings, space: DecisionSpace, shape: ModelShape, lengths: Lengths) -> Tensor:

@@ -22,6 +22,7 @@ from sd_fairseq.learning.settling import Settling
 from sd_fairseq.plugin.criterions.budgets import Budgets, serving
 from sd_fairseq.plugin.criterions.corpus_flops import mean_dense_flops
 from sd_fairseq.plugin.criterions.distillation import Distiller
+from sd_fairseq.plugin.criterions.flops_window import FlopsWindow
 from sd_fairseq.plugin.criterions.head_metrics import reduce_head_metrics
 from sd_fairseq.plugin.criterions.options import (
     SDPolicyCriterionConfig,
@@ -86,6 +87,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.learns_policy = False
         self.pending: List[PolicyGradientSums] = []
         self.budgets = Budgets(cfg)
+        self.window = FlopsWindow(cfg.sd_flops_window)
 
     def divides_by_an_estimate(self, cfg: SDPolicyCriterionConfig) -> bool:
         """Tells whether the multiplier divides by the square of a gradient that is estimated from samples.
@@ -151,7 +153,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def train(self, mode: bool = True) -> "SDPolicyCriterion":
         """Starts an update, as fairseq's trainer does: gradients of one that a loss scaler skipped are forgotten."""
-        self.pending = []
+        self.pending, self.window.pending = [], []
         self.budgets.forget()
         return super().train(mode)
 
@@ -161,22 +163,22 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def forget_since(self, noted: Tuple[int, int]) -> None:
         """Forgets what a micro-batch that does not count has left behind."""
-        del self.pending[noted[0] :], self.budgets.residuals[noted[1] :]
+        del self.pending[noted[0] :], self.window.pending[noted[0] :], self.budgets.residuals[noted[1] :]
 
     def train_sampled_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """One micro-batch of Algorithm 1; the policy's gradients join :attr:`pending`."""
         self.find_average(evaluator)
-        budget = self.budgets.of_update(evaluator.model.encoder.policy, self.update)
+        settings = self.settings_of_update(evaluator.model)
+        budget = settings.flops_budget
         quality_constrains = budget is None and str(self.cfg.sd_mode) != "fixed"
         measure = quality_constrains and self.update % self.cfg.sd_constraint_interval == 0
-        temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
-        settings = replace(self.settings, temperature=temperature, flops_budget=budget)
-        with serving(evaluator, budget):
+        with serving(evaluator.model, budget):
             step = policy_step(evaluator, settings, self.update, measure)
         finite = self.check_finite(step.trained.loss, "sampled")
         finite = finite and self.check_finite(step.sums.flatten().sum(), "deployed or the dense")
         if finite:
             self.pending.append(step.sums)
+            self.window.note(step)
         learner = evaluator.model.policy_learner
         figures = describe_path(
             evaluator.model.space, evaluator.shape, step.decisions, step.lengths, step.mode and step.mode.per_example
@@ -195,6 +197,12 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             figures.update(sd_quality_dense_dropout_off=dense, sd_dense=step.lengths.source.numel())
         return step.trained, figures if finite else count_nothing(figures)
 
+    def settings_of_update(self, model: Any) -> PolicyStepSettings:
+        """Returns the settings with the temperature and the budget of the present update."""
+        temperature = self.settings.temperature * self.settling.temperature_factor(self.update)
+        budget = self.budgets.of_update(model.encoder.policy, self.update)
+        return replace(self.settings, temperature=temperature, flops_budget=budget)
+
     def find_average(self, evaluator: Evaluator) -> None:
         """Finds what FLOPs are averaged over, once."""
         if str(self.cfg.sd_flops_average) == "corpus" and self.settings.mean_dense_flops is None:
@@ -204,7 +212,7 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
     def train_deployed_path(self, evaluator: Evaluator) -> Tuple[Quality, Dict[str, Any]]:
         """Trains the backbone on the mode path."""
         budgets = self.budgets.of_documents(evaluator, self.settings.seed, self.update)
-        with serving(evaluator, budgets):
+        with serving(evaluator.model, budgets):
             trained, extra = evaluator.run(PathRequest("mode"))
         self.check_finite(trained.loss, "deployed")
         lengths = evaluator.lengths(self.settings.beam)
@@ -275,6 +283,10 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
         for micro_batch in self.pending:
             sums = sums + micro_batch
         self.pending = []
+        if self.window.size:
+            settings = self.settings_of_update(model)
+            with serving(model, settings.flops_budget):
+                sums = self.window.measure(model, settings, sums)
         if distributed_utils.get_data_parallel_world_size() > 1:
             packed = sums.flatten()
             distributed_utils.all_reduce(packed, group=distributed_utils.get_data_parallel_group())
@@ -283,7 +295,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             cfg = self.cfg
             learning_rate = cfg.sd_policy_lr * self.settling.learning_rate_factor(self.update)
             smoothing = 0.0 if cfg.sd_violation_smoothing is None else cfg.sd_violation_smoothing
-            learner.update(parameters, sums, self.rule, learning_rate, smoothing)
+            one_price = self.window.size > 0
+            learner.update(parameters, sums, self.rule, learning_rate, smoothing, one_price)
             if self.settings.halves and float(learner.steps) == 50 and float(learner.products_updates) == 0:
                 logger.warning("no update held pairs of odd and of even numbers: the multiplier's norm stays naive")
 

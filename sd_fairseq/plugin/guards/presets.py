@@ -19,6 +19,7 @@ PRESETS = ("recommended", "paper")
 POLICY_SHARE = 0.25  # of --max-update, before the policy is frozen
 LEAST_POLICY_UPDATES = 300  # learned policies settled within these, whatever came after
 RANGE_FACTOR = 2  # a policy for a range of budgets learns for so many times as long
+FLOPS_WINDOW = 512  # documents; where FLOPs are the corpus's, batches of one kind of document must not stand for it
 SELF_TEACHER = "self"  # the model's own dense path
 
 _PAPER = {
@@ -37,6 +38,7 @@ _PAPER = {
     "sd_policy_warmup_updates": 0,
     "sd_policy_freeze_update": 0,
     "sd_track_budget": "no",
+    "sd_flops_window": 0,
 }
 _RECOMMENDED = {
     **_PAPER,
@@ -63,6 +65,8 @@ _MODES_OF = {
     "sd_flops_budget": ("budget",),
     "sd_budget_range": ("budget",),
     "sd_track_budget": ("budget",),
+    "sd_flops_window": ("budget",),
+    "sd_budget_warmup_updates": ("budget",),
     "sd_tolerance": ("constrained", "barrier", "as-printed"),
     "sd_fixed_weight": ("fixed",),
     "sd_beta": ("lexicographic", "barrier"),
@@ -79,6 +83,7 @@ _BELONGS_TO = {
     "sd_samples": ("sd_estimator", ("leave-one-out",)),
     "sd_budget_range": ("sd_policy", ("network",)),
     "sd_track_budget": ("sd_policy", ("network", "layerwise")),
+    "sd_flops_window": ("sd_policy", ("network",)),
     "sd_random_keep": ("sd_policy", ("random",)),
     "sd_random_seed": ("sd_policy", ("random",)),
     "sd_static_path": ("sd_policy", ("static",)),
@@ -157,6 +162,8 @@ def criterion_values(preset: str, given: Mapping[str, Any], run: Run) -> Dict[st
         values.update(sd_distillation=_DISTILLATION if teacher_of(given, run) else 0.0)
         if run.policy == "layerwise":
             values["sd_estimator"] = "score-function"  # its gates would be opened too late
+        if mode == "budget" and run.policy == "network" and str(given.get("sd_flops_average")) == "corpus":
+            values["sd_flops_window"] = FLOPS_WINDOW
         if run.learns:
             freeze = given.get("sd_policy_freeze_update")
             freeze = policy_updates(run) if freeze is None else freeze
@@ -217,7 +224,7 @@ def fill_criterion(cfg: Any, run: Run) -> List[str]:
         What was filled in and has an effect, as ``name value``, in the order of the options.
     """
     preset = str(getattr(cfg, "sd_preset", None) or PRESETS[0])
-    names = [*_PAPER, "sd_teacher", "sd_violation_smoothing"]
+    names = [*_PAPER, "sd_teacher", "sd_violation_smoothing", "sd_flops_average"]
     given = {name: getattr(cfg, name, None) for name in names}
     if all(given[name] is not None for name in _PAPER):
         return []

@@ -124,6 +124,7 @@ class SwitchableModel:
         Raises:
             InputError: a policy of another decision space.
         """
+        self._make_room(state_dict, prefix)
         own = {
             k: v
             for k, v in self.state_dict().items()  # type: ignore[attr-defined]
@@ -147,6 +148,12 @@ class SwitchableModel:
                 del state_dict[key]  # another kind of policy (random, dense) takes its place
         if any(key.startswith("encoder.policy.") and not key.endswith(".shift") for key in missing):
             logger.info("checkpoint has no policy: starting with a fresh one, every switch open")
+
+    def _make_room(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Lets a training that continues find the documents of its window again."""
+        recent = state_dict.get(prefix + "policy_learner.recent.states")
+        if recent is not None and self.policy_learner is not None and not getattr(self.args, "sd_fresh_learner", False):
+            self.policy_learner.remember(*recent.shape)
 
     def _serves_another(self, stored: float) -> bool:
         """Tells whether a checkpoint's served budget gives way: to one that is asked for, or to a new training's."""
