@@ -20,15 +20,17 @@ sys.path[:0] = [ROOT, HERE]
 import numpy as np  # noqa: E402
 from score import LOSS, MAIN, compare_many, show  # noqa: E402
 from tabulate import tabulate  # noqa: E402
-from tasks import KINDS, TASKS  # noqa: E402
+from tasks import KINDS, UNSEEN  # noqa: E402
 
 from sd_fairseq.errors import InputError, run  # noqa: E402
 from sd_fairseq.user_files import read_json_object  # noqa: E402
 from sd_fairseq.whole_files import check_places, whole  # noqa: E402
 
-TITLES = {"sst2": "SST-2", "debian": "Debian", "scitldr": "SciTLDR", "squad": "SQuAD"}
+TITLES = {"sst2": "SST-2", "debian": "Debian", "scitldr": "SciTLDR", "squad": "SQuAD", UNSEEN: "XSum"}
 NAMES = {"accuracy": "accuracy", "rougeL": "R-L", "f1": "F1"}
 PLAIN = ("dense", "dense-trained-on")
+LEARNED = ("recommended", "fitted")
+LEAST_QUESTIONS = 40  # of a kind, to be shown
 # first -> what it is compared with, at equal FLOPs
 CONTROLS = {
     "recommended": ("blind", "static", "by-length", "by-task", "random"),
@@ -76,7 +78,7 @@ def _flops(row: str) -> float:
 def tasks_of(runs: Runs) -> List[str]:
     """Returns the tasks that all results have."""
     results = [result for seeds in runs.values() for result in seeds.values()]
-    return [task for task in TASKS if all(task in result["tasks"] for result in results)]
+    return [task for task in KINDS if all(task in result["tasks"] for result in results)]
 
 
 def mean_of(seeds: Mapping[int, Dict[str, Any]], *names: str) -> float:
@@ -146,6 +148,55 @@ def spending(runs: Runs) -> Iterator[Cells]:
             yield ["`{}`".format(row), "{:.0f}".format(mean_of(seeds, "distinct_paths")), *shares]
 
 
+def inside(runs: Runs) -> Iterator[Cells]:
+    """Kinds of questions within a task: what learned rows spend on them, and gain over the static path."""
+    yield ["row - control", "questions", "FLOPs of row; control", "loss, nats", "F1"]
+    for row, other in pairs_of(runs):
+        if not row.startswith(LEARNED) or not other.startswith("static"):
+            continue
+        seeds = [seed for seed in runs[row] if seed in runs[other]]
+        for kind, places in members(runs[row][seeds[0]] if seeds else {}).items():
+            pairs = [(only(runs[row][seed], places), only(runs[other][seed], places)) for seed in seeds]
+            found = compare_many(pairs)["squad"]
+            spent = [
+                float(np.mean([runs[name][seed]["groups"]["squad"][kind]["flops_corpus"] for seed in seeds]))
+                for name in (row, other)
+            ]
+            label = "{} ({})".format(kind, len(places))
+            gain = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found["f1"])
+            yield ["`{}` - `{}`".format(row, other), label, "{:.2f}; {:.2f}".format(*spent), show(found[LOSS]), gain]
+
+
+def members(result: Mapping[str, Any]) -> Dict[str, List[int]]:
+    """Returns the places of SQuAD's questions by their kinds, the most frequent first; rare kinds are left out."""
+    groups = {kind: one["places"] for kind, one in result.get("groups", {}).get("squad", {}).items()}
+    order = sorted(groups, key=lambda kind: (-len(groups[kind]), kind))
+    return {kind: groups[kind] for kind in order if len(groups[kind]) >= LEAST_QUESTIONS}
+
+
+def only(result: Mapping[str, Any], places: Sequence[int]) -> Dict[str, Any]:
+    """Returns of a result what :func:`score.compare_many` reads, of some of SQuAD's questions."""
+    values = result["by_example"]["squad"]
+    kept = {name: [values[name][place] for place in places] for name in (LOSS, "f1")}
+    return {"traffic": {"shares": {"squad": 1.0}}, "by_example": {"squad": kept}}
+
+
+def unseen(runs: Runs) -> Iterator[Cells]:
+    """The task that no training saw."""
+    yield ["row", "paths", "FLOPs", "R-L", "loss - static's", "R-L - static's"]
+    for row, seeds in runs.items():
+        figures = ["{:.3f}".format(mean_of(seeds, "traffic", "flops_corpus"))]
+        figures.append("{:.1f}".format(mean_of(seeds, "tasks", UNSEEN, "rougeL")))
+        cells = ["", ""]
+        control = "static-{}".format(row.rpartition("-")[2])
+        shared = [seed for seed in seeds if seed in runs.get(control, {})]
+        if shared and row != control:
+            found = compare_many([(seeds[seed], runs[control][seed]) for seed in shared])[UNSEEN]
+            gain = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found["rougeL"])
+            cells = [show(found[LOSS]), gain]
+        yield ["`{}` ({})".format(row, len(seeds)), "{:.0f}".format(mean_of(seeds, "distinct_paths")), *figures, *cells]
+
+
 def draw_paths(runs: Runs, row: str, path: str) -> None:
     """Draws how often each task skips each sub-layer, one panel a task; grey where it always runs.
 
@@ -189,7 +240,8 @@ def work(args: argparse.Namespace) -> None:
         check_places([args.picture], [])
         draw_paths(runs, args.row, args.picture)
         return
-    for table in (quality, differences, spending):
+    tables = (unseen,) if UNSEEN in tasks_of(runs) else (quality, differences, spending, inside)
+    for table in tables:
         header, *lines = table(runs)
         print(tabulate(lines, header, tablefmt="github", disable_numparse=True), end="\n\n")
 

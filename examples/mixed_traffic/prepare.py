@@ -3,7 +3,7 @@
     python examples/mixed_traffic/prepare.py OUT --tokenizer t5/tokenizer.json --dictionary t5/dict.txt \\
         --sst2 DIR --scitldr DIR --squad DIR
 
-OUT/data-bin        what fairseq-train and fairseq-generate read: train (a shuffled epoch), valid, test
+OUT/data-bin        what fairseq-train and fairseq-generate read: train (a shuffled epoch), valid, test, unseen
 OUT/SPLIT.jsonl     a line for every line of a split: its id, task, key and right answers (several are allowed)
 OUT/prepared.json   where everything came from, counts and shares, what was cut
 OUT/tokenizer.*     a copy
@@ -126,6 +126,7 @@ def write_split(args: argparse.Namespace, split: str, examples: List[Example], e
     lines = []
     for number, one in enumerate(examples):
         entry = {"id": number, "task": one.task, "key": one.key, "references": list(one.references)}
+        entry.update({"group": one.group} if one.group else {})
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     write_text(os.path.join(args.out, split + ".jsonl"), "".join(lines))
 
@@ -141,7 +142,8 @@ def binarise(args: argparse.Namespace) -> None:
     words = [sys.executable, "-m", "fairseq_cli.preprocess", "--user-dir", os.path.join(ROOT, "sd_fairseq")]
     words += ["--task", "switchable_translation", "-s", "source", "-t", "target"]
     for split in SPLITS:
-        words += ["--{}pref".format(split), os.path.join(prefix, split)]
+        tests = [os.path.join(prefix, name) for name in ("test", "unseen")[: 1 + bool(args.unseen)]]
+        words += ["--{}pref".format(split), ",".join(tests) if split == "test" else os.path.join(prefix, split)]
     words += ["--srcdict", args.dictionary, "--joined-dictionary", "--destdir", made]
     places = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": places, "PYTHONWARNINGS": "ignore"}
@@ -150,6 +152,9 @@ def binarise(args: argparse.Namespace) -> None:
         run_command(words, log, None, 0, env=environment)
     except StepError as error:
         raise InputError("{}: {}".format(log, error)) from error
+    for name in os.listdir(made):
+        if name.startswith("test1."):  # fairseq's name of a second test set
+            os.rename(os.path.join(made, name), os.path.join(made, "unseen" + name[len("test1") :]))
 
 
 def read_all(args: argparse.Namespace) -> Tuple[Dict[str, Splits], Dict[str, str]]:
@@ -176,6 +181,8 @@ def describe(args: argparse.Namespace, weights: Dict[str, int], hashes: Dict[str
     """Says what the prepared data depend on."""
     about = {name: getattr(args, name) for name in ("limit", "target_limit", "valid", "squad_test", "seed")}
     files = {name: hash_files([getattr(args, name)]) for name in ("tokenizer", "dictionary")}
+    if args.unseen:
+        files.update(unseen=hash_files([args.unseen]), unseen_count=args.unseen_count)
     return {**about, "weights": weights, "sources": hashes, **files}
 
 
@@ -185,8 +192,8 @@ def work(args: argparse.Namespace) -> None:
     Raises:
         InputError: something about the input that its owner can mend.
     """
-    for name in ("tokenizer", "dictionary"):
-        if not os.path.isfile(getattr(args, name)):
+    for name in ("tokenizer", "dictionary", "unseen"):
+        if getattr(args, name) is not None and not os.path.isfile(getattr(args, name)):
             raise InputError("--{} {}: no such file".format(name, getattr(args, name)))
     if args.limit < 16 or args.target_limit < 2 or args.valid < 1:
         raise InputError("--limit 16 or more, --target-limit 2 or more and --valid 1 or more are needed")
@@ -207,7 +214,7 @@ def work(args: argparse.Namespace) -> None:
         else:
             made = prepare(args, found, weights, encoder)
             write_json(place, {"settings": settings, **made})
-    for split in SPLITS:
+    for split in made["examples"]:
         each = ", ".join("{} {:,}".format(task, count) for task, count in made["examples"][split].items())
         print("{}: {}".format(split, each))
     print("cut to {} tokens: {}".format(args.limit, made["cut"]))
@@ -221,12 +228,16 @@ def prepare(
     splits = {"train": mix({task: splits["train"] for task, splits in found.items()}, weights, args.seed)}
     for split in ("valid", "test"):
         splits[split] = [one for task in found for one in found[task][split]]
-    examples, counts = {}, {}
-    for split in SPLITS:
+    if args.unseen:
+        splits["unseen"] = tasks.read_unseen(args.unseen, args.unseen_count)
+    examples: Dict[str, Dict[str, int]] = {}
+    counts: Dict[str, Dict[str, int]] = {}
+    for split in splits:
         counts[split] = {}
         splits[split] = shorten(splits[split], split, args.limit, encoder, counts[split])
         write_split(args, split, splits[split], encoder)
-        examples[split] = {task: sum(one.task == task for one in splits[split]) for task in found}
+        names = [tasks.UNSEEN] if split == "unseen" else list(found)
+        examples[split] = {task: sum(one.task == task for one in splits[split]) for task in names}
     copy_whole(args.tokenizer, os.path.join(args.out, "tokenizer" + os.path.splitext(args.tokenizer)[1]))
     binarise(args)
     total = sum(weights.values())
@@ -250,6 +261,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--squad", metavar="DIR", help="train-v1.1.json (or train-subset-v1.1.json) and dev-v1.1.json")
     debian = os.path.join(ROOT, "examples", "data", "debian")
     add("--debian", metavar="DIR", default=debian, help="train.jsonl and valid.jsonl (default: the shipped ones)")
+    add("--unseen", metavar="FILE", help="JSON lines of document and summary (XSum's form), in no training")
+    add("--unseen-count", type=int, default=300, metavar="N", help="so many of them (default: %(default)s)")
     text = "examples of an epoch, TASK=N, separated by commas (default: {})"
     default = ",".join("{}={}".format(*one) for one in tasks.WEIGHTS.items())
     add("--weights", default="", help=text.format(default))

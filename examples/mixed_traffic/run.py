@@ -100,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", default="1,2,3", help="default: %(default)s")
     add("--updates", type=int, default=300, help="of every row's training (default: %(default)s)")
     add("--base-updates", type=int, default=200, help="of the dense fine-tuning (default: %(default)s)")
-    add("--subset", choices=("valid", "test"), default="test", help="what is scored; tune on valid (default: test)")
+    text = "what is scored; tune on valid; unseen: the task that no training saw (default: test)"
+    add("--subset", choices=("valid", "test", "unseen"), default="test", help=text)
     add("--max-tokens", type=int, default=1056, help="source tokens of a batch (default: %(default)s)")
     add("--update-freq", type=int, default=1, help="batches of a row's update (default: %(default)s)")
     add("--base-update-freq", type=int, default=4, help="batches of an update of the base (default: %(default)s)")
@@ -112,7 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "the same of generation alone, such as '--cpu --sd-generation-precision bfloat16'"
     add("--generation-options", help=text)
     add("--training-options", default="", help="more options of fairseq-train for the base and every row")
-    add("--policy-options", default="", help="more options of fairseq-train for the rows that learn their policy")
+    text = "more options of fairseq-train for the rows that learn their policy (default: %(default)s)"
+    add("--policy-options", default="--sd-budget-warmup-updates 100", help=text)
     add("--search-examples", type=int, default=12, help="of each task's search (default: %(default)s)")
     add("--table-examples", type=int, default=240, help="of the table of searched paths (default: %(default)s)")
     add("--lowest", type=float, default=0.65, help="lowest FLOPs of any row; searches go below (default: %(default)s)")

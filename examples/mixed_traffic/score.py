@@ -22,7 +22,7 @@ sys.path[:0] = [ROOT, HERE]
 
 import numpy as np  # noqa: E402
 from tabulate import tabulate  # noqa: E402
-from tasks import KINDS, TASKS, WEIGHTS, plain  # noqa: E402
+from tasks import KINDS, WEIGHTS, plain  # noqa: E402
 
 from sd_fairseq.decision.trace import TraceRecord  # noqa: E402
 from sd_fairseq.errors import InputError, run  # noqa: E402
@@ -46,14 +46,16 @@ class Side:
     """What the side file says of one example.
 
     Args:
-        task: of :data:`tasks.TASKS`.
+        task: of :data:`tasks.KINDS`.
         key: its name there.
         references: right answers.
+        group: kind of question within the task, or "".
     """
 
     task: str
     key: str
     references: Tuple[str, ...]
+    group: str = ""
 
 
 def read_side(path: str) -> List[Side]:
@@ -67,11 +69,11 @@ def read_side(path: str) -> List[Side]:
         references = entry.get("references")
         if entry.get("id") != len(found):
             raise InputError("{}: id {!r}, expected {}".format(place, entry.get("id"), len(found)))
-        if entry.get("task") not in TASKS or not isinstance(entry.get("key"), str):
-            raise InputError("{}: expected a task of {} and a key".format(place, ", ".join(TASKS)))
+        if entry.get("task") not in KINDS or not isinstance(entry.get("key"), str):
+            raise InputError("{}: expected a task of {} and a key".format(place, ", ".join(KINDS)))
         if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
             raise InputError("{}: expected texts as 'references'".format(place))
-        found.append(Side(entry["task"], entry["key"], tuple(references)))
+        found.append(Side(entry["task"], entry["key"], tuple(references), str(entry.get("group", ""))))
     if not found:
         raise InputError("{}: holds no examples".format(path))
     return found
@@ -116,6 +118,21 @@ def describe_task(records: Sequence[TraceRecord]) -> Dict[str, Any]:
     paths = Counter(record.path for record in records)
     figures["top_path"] = list(min(paths, key=lambda path: (-paths[path], path)))
     return figures
+
+
+def describe_groups(names: Sequence[str], records: Sequence[TraceRecord]) -> Dict[str, Dict[str, Any]]:
+    """Returns group -> places of its examples among the task's, and what they cost; nothing of the group "".
+
+    Args:
+        names: group of every example of a task.
+        records: their traces.
+    """
+    found = {}
+    for name in sorted({name for name in names if name}):
+        places = [place for place, one in enumerate(names) if one == name]
+        figures = summarise_trace([records[place] for place in places])
+        found[name] = {"places": places, "flops_corpus": figures.flops_corpus, "paths": figures.distinct_paths}
+    return found
 
 
 def find_traffic(tasks: Mapping[str, Dict[str, Any]], shares: Mapping[str, float]) -> Dict[str, Any]:
@@ -176,7 +193,8 @@ def score_system(
         raise InputError(message.format(system.name, len(system.output.ids), len(side), odd[0]))
     figures: Dict[str, Dict[str, Any]] = {}
     by_example: Dict[str, Dict[str, List[float]]] = {}
-    for task in [task for task in TASKS if any(one.task == task for one in side)]:
+    groups: Dict[str, Dict[str, Any]] = {}
+    for task in [task for task in KINDS if any(one.task == task for one in side)]:
         ids = [number for number, one in enumerate(side) if one.task == task]
         answers = [system.output.hypotheses[number] for number in ids]
         scores = score_answers(KINDS[task], answers, [side[number].references for number in ids])
@@ -185,6 +203,8 @@ def score_system(
         figures[task] = {name: float(np.mean(values)) for name, values in scores.items()}
         figures[task].update(describe_task([system.records[number] for number in ids]))
         digits = {name: 5 if name == LOSS else 2 for name in scores}
+        found = describe_groups([side[number].group for number in ids], [system.records[number] for number in ids])
+        groups.update({task: found} if found else {})
         by_example[task] = {name: [round(one, digits[name]) for one in values] for name, values in scores.items()}
     whole = summarise_trace(system.records)
     return {
@@ -192,8 +212,9 @@ def score_system(
         "distinct_paths": whole.distinct_paths,
         "seconds": whole.seconds,
         "search": system.records[0].generation,
-        "traffic": find_traffic(figures, shares),
+        "traffic": find_traffic(figures, {task: shares.get(task, 1.0) for task in figures}),
         "tasks": figures,
+        "groups": groups,
         "by_example": by_example,
     }
 

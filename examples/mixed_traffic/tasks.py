@@ -21,7 +21,10 @@ SUMMARY = "Summarize: "
 QUESTION = "Answer the question from the context: question: {} context: "
 LABELS = {"0": "negative", "1": "positive"}
 TASKS = ("sst2", "debian", "scitldr", "squad")
-KINDS = {"sst2": "label", "debian": "summary", "scitldr": "summary", "squad": "answer"}  # how answers are scored
+UNSEEN = "xsum"  # a task that no training sees
+# How answers are scored.
+KINDS = {"sst2": "label", "debian": "summary", "scitldr": "summary", "squad": "answer", UNSEEN: "summary"}
+QUESTION_WORDS = ("how many", "how much", "who", "whom", "whose", "when", "where", "which", "why", "how", "what")
 # Examples of an epoch: 16 : 12 : 4 : 8, the shares of the traffic, too.
 WEIGHTS = {"sst2": 16000, "debian": 12000, "scitldr": 4000, "squad": 8000}
 
@@ -31,12 +34,13 @@ class Example:
     """One pair.
 
     Args:
-        task: of :data:`TASKS`.
+        task: of :data:`KINDS`.
         key: tells it from the others of its task.
         head: what stands in front of the text and is never cut.
         text: may be cut.
         references: right answers; the first one is trained on.
         span: words of ``text`` (from, to) that hold the answer, where that is known.
+        group: the kind of question within its task; "" = they are not told apart.
     """
 
     task: str
@@ -45,6 +49,7 @@ class Example:
     text: str
     references: Tuple[str, ...]
     span: Optional[Tuple[int, int]] = None
+    group: str = ""
 
     @property
     def content(self) -> str:
@@ -171,6 +176,16 @@ def read_debian(folder: str, valid: int) -> Splits:
     return {"train": pool, "valid": tuned[:valid], "test": test}
 
 
+def question_kind(question: str) -> str:
+    """Returns the first question word of a question, "who" for its other cases, "other" where there is none."""
+    words = " {} ".format(" ".join("".join(one if one.isalnum() else " " for one in question.lower()).split()))
+    found = [word for word in QUESTION_WORDS if " {} ".format(word) in words]
+    if not found:
+        return "other"
+    first = min(found, key=lambda word: (words.index(" {} ".format(word)), QUESTION_WORDS.index(word)))
+    return {"whom": "who", "whose": "who", "how much": "how many"}.get(first, first)
+
+
 def as_example(question: Question) -> Example:
     """Returns a question with its answers; the first one's place among the context's words is known."""
     first = question.answers[0]
@@ -180,7 +195,7 @@ def as_example(question: Question) -> Example:
     stop = len(question.context[: first.start + len(first.text)].split())
     references = tuple(dict.fromkeys(plain(answer.text) for answer in question.answers))
     head, context = QUESTION.format(plain(question.text)), plain(question.context)
-    return Example("squad", question.id, head, context, references, (max(start, 0), stop))
+    return Example("squad", question.id, head, context, references, (max(start, 0), stop), question_kind(question.text))
 
 
 def read_squad(folder: str, valid: int) -> Splits:
@@ -199,6 +214,16 @@ def read_squad(folder: str, valid: int) -> Splits:
 
     pool, carved = carve(read(("train-v1.1.json", "train-subset-v1.1.json")), valid)
     return {"train": pool, "valid": carved, "test": read(("dev-v1.1.json",))}
+
+
+def read_unseen(path: str, count: int) -> List[Example]:
+    """XSum's form, JSON lines of ``document`` and ``summary``: the first ``count`` in an order of no meaning.
+
+    Raises:
+        InputError: a line of another form.
+    """
+    found = read_texts(UNSEEN, SUMMARY, path, ("document", "summary", "id"))
+    return sorted(found, key=lambda one: (by_hash(one.content), one.key))[:count]
 
 
 READERS: Dict[str, Callable[[str, int], Splits]] = {

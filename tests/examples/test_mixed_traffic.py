@@ -174,7 +174,7 @@ def result(tools, row, seed, losses, flops):
         tasks[task] = {"loss": sum(values) / len(values), "gflops_per_example": flops, "gflops_per_example_dense": 1.0}
         tasks[task][tools["score"].MAIN[tools["tasks"].KINDS[task]]] = 50.0
         tasks[task]["flops_corpus"] = flops
-    shares = {"sst2": 0.75, "squad": 0.25}
+    shares = {"sst2": 0.75, "squad": 0.25, "xsum": 1.0}
     by_example = {
         task: {"loss": values, tools["score"].MAIN[tools["tasks"].KINDS[task]]: [50.0] * len(values)}
         for task, values in losses.items()
@@ -216,6 +216,46 @@ def test_rows_are_compared_with_controls_of_their_flops_and_of_their_seeds(tools
     assert list(tools["mixed_table"].pairs_of(runs)) == [("fitted-0.7", "static-0.7")]
     _, line = tools["mixed_table"].differences(runs)
     assert line[0] == "`fitted-0.7` - `static-0.7`" and line[1].startswith("-0.500 [")
+
+
+@pytest.mark.parametrize(
+    "question, kind",
+    [
+        ("Who is it?", "who"),
+        ("To whom did he write?", "who"),
+        ("In WHICH year was that?", "which"),
+        ("How many are there, and what for?", "how many"),
+        ("What's the sum? How?", "what"),
+        ("Somewhat unclear", "other"),
+        ("The whole showhow", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_question_is_of_the_kind_of_its_first_question_word(tools, question, kind):
+    assert tools["tasks"].question_kind(question) == kind
+
+
+def test_kinds_of_questions_are_compared_by_their_own_questions(tools):
+    runs, count = {}, tools["mixed_table"].LEAST_QUESTIONS
+    places = {"who": list(range(0, 2 * count, 2)), "what": list(range(1, 2 * count, 2)), "why": [2 * count]}
+    for row, who, what in (("fitted-0.7", 1.0, 2.0), ("static-0.7", 1.5, 2.0)):
+        losses = [who if place % 2 == 0 else what for place in range(2 * count)] + [9.0]
+        one = result(tools, row, 1, {"squad": losses}, 0.7)
+        one["groups"] = {"squad": {kind: {"places": found, "flops_corpus": 0.7} for kind, found in places.items()}}
+        runs[row] = {1: one}
+    lines = list(tools["mixed_table"].inside(runs))[1:]
+    assert [line[1] for line in lines] == [f"what ({count})", f"who ({count})"]
+    assert lines[0][3].startswith("+0.000") and lines[1][3].startswith("-0.500")
+
+
+def test_an_unseen_task_is_compared_with_the_static_path_of_its_flops(tools):
+    runs = {}
+    for row, loss in (("dense", 1.0), ("fitted-0.7", 1.25), ("static-0.7", 1.75)):
+        one = result(tools, row, 1, {"xsum": [loss] * 5}, 0.7)
+        runs[row] = {1: one}
+    lines = {line[0]: line[-2:] for line in list(tools["mixed_table"].unseen(runs))[1:]}
+    assert lines["`fitted-0.7` (1)"][0].startswith("-0.500 [")
+    assert lines["`dense` (1)"] == lines["`static-0.7` (1)"] == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["static", "static-7", "static-1.0", "dense-0.7", "oracle-0.7"])
@@ -282,6 +322,12 @@ def prepared(texts, tmp_path_factory):
     tasks = [word for task in ("sst2", "debian", "scitldr", "squad") for word in (f"--{task}", texts / task)]
     options = ["--tokenizer", folder / "t5" / "tokenizer.json", "--dictionary", folder / "t5" / "dict.txt", *tasks]
     options += ["--weights", "sst2=32,debian=24,scitldr=8,squad=16", "--limit", "64", "--valid", "4"]
+    generator = random.Random(2)
+    pairs = [
+        {"id": str(one), "document": words(generator, 8, 30), "summary": words(generator, 2, 5)} for one in range(9)
+    ]
+    (folder / "other.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    options += ["--unseen", folder / "other.jsonl", "--unseen-count", "6"]
     done = call(FOLDER / "prepare.py", folder / "data", *options)
     assert done.returncode == 0, done.stderr
     return folder, options
@@ -331,6 +377,12 @@ def test_one_command_makes_base_search_and_rows_and_remembers_them(prepared, tmp
     assert again.returncode == 0 and again.stdout.count("finished before") == len(rows)
     other = call(FOLDER / "run.py", *options, "--rows", "by-task-0.85", "--updates", "3")
     assert other.returncode == 2 and "made with updates 2, now 3" in other.stderr
+    unseen = [*options, "--results", tmp_path / "unseen", "--subset", "unseen", "--rows", "dense"]
+    done = call(FOLDER / "run.py", *unseen)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (only,) = tools["mixed_table"].read_runs(str(tmp_path / "unseen")).values()
+    assert only[1]["examples"] == 6 and list(only[1]["tasks"]) == ["xsum"]
+    assert call(FOLDER / "mixed_table.py", tmp_path / "unseen").returncode == 0
     printed = call(FOLDER / "mixed_table.py", tmp_path / "results")
     assert printed.returncode == 0 and "`by-task-0.85` - `dense`" in printed.stdout
     picture = call(
