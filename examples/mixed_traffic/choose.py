@@ -1,11 +1,14 @@
 """Chooses among searched paths by a rule: one for all, one for each task, one for each range of lengths.
 
-All rules spend the same: the cheapest sum of losses at which the FLOPs of the whole corpus stay within a budget. Every
-group of examples gets one path; the best combination is found exactly.
+Rules spend the same: the cheapest sum of losses at which the FLOPs of the whole corpus stay within a budget. Every
+group of examples gets one path; the best combination is found exactly. With the rule "each" no task pays for another:
+every task takes the cheapest path whose loss stays within a tolerance of its dense path's, the same tolerance for all,
+as small as the budget allows.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
@@ -14,7 +17,7 @@ from torch import Tensor
 
 SLACK = 0.003  # relative FLOPs that a combination may exceed its budget by: paths are few
 RANGES = 4  # of lengths, as many examples each
-RULES = ("one", "task", "length")
+RULES = ("one", "task", "length", "each")
 
 
 class Option(NamedTuple):
@@ -61,6 +64,36 @@ def choose_by_group(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: 
     return dict(zip(names, within[-1].paths))
 
 
+def choose_for_each(
+    loss: Tensor, flops: Tensor, dense_loss: Tensor, groups: Sequence[int], budget: float
+) -> Tuple[Dict[int, int], float]:
+    """Returns the path of every group, and the smallest tolerance that all of them keep within the budget.
+
+    Args:
+        loss, flops, groups, budget: as of :func:`choose_by_group`.
+        dense_loss: float64 [N].
+    """
+    about = torch.tensor(list(groups))
+    names = sorted(set(groups))
+    rises, costs = {}, {}
+    for name in names:
+        here = (about == name).nonzero().view(-1)
+        rises[name] = (loss[:, here] - dense_loss[here]).mean(dim=1)
+        costs[name] = flops[:, here].sum(dim=1) / len(about)
+
+    def cheapest(tolerance: float) -> Dict[int, int]:
+        allowed = {name: costs[name].masked_fill(rises[name] > tolerance, math.inf) for name in names}
+        return {name: int(one.argmin()) for name, one in allowed.items()}
+
+    least = max(float(one.min()) for one in rises.values())  # below it some task has no path at all
+    tolerances = sorted({float(rise) for one in rises.values() for rise in one if float(rise) >= least})
+    for tolerance in tolerances:
+        chosen = cheapest(tolerance)
+        if sum(float(costs[name][path]) for name, path in chosen.items()) <= budget + SLACK:
+            break
+    return chosen, tolerance
+
+
 def find_edges(lengths: Sequence[int]) -> List[int]:
     """Returns the longest source of each range of lengths but the last."""
     order = sorted(lengths)
@@ -78,7 +111,7 @@ def find_groups(rule: str, tasks: Sequence[str], lengths: Sequence[int], edges: 
     """
     if rule == "one":
         return [0] * len(tasks)
-    if rule == "task":
+    if rule in ("task", "each"):
         names = sorted(set(tasks))
         return [names.index(task) for task in tasks]
     return [sum(length > edge for edge in edges) for length in lengths]

@@ -37,6 +37,7 @@ CONTROLS = {
     "fitted": ("static", "by-length", "by-task"),
     "by-task": ("static",),
     "by-length": ("static",),
+    "fair": ("by-task", "static"),
 }
 SITES = {
     "encoder_attention": "encoder ATT",

@@ -34,10 +34,10 @@ STANDING = ("--sd-policy-freeze-update", "1", "--sd-policy-lr", "1e-9")  # the p
 SEARCH = ("--max-len-b", "64", "--max-tokens", "8192", "--lenpen", "1.0")
 SEARCHED = 0.05  # a search ends so much below the lowest FLOPs of the rows
 PLAIN = ("dense", "dense-trained-on")
-BUDGETED = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "random")
+BUDGETED = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "fair", "random")
 STEPS = ("base", "search")  # may be asked for alone; they leave no result
 LEARNED = ("recommended", "blind")  # rows that learn their decisions
-RULES = {"by-task": "task", "by-length": "length"}
+RULES = {"by-task": "task", "by-length": "length", "fair": "each"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     told.py path   DATA ... --flops 0.7 --output PATH.json       the best searched path for all
     told.py policy DATA ... --rule task --flops 0.7 --output POLICY.pt --report POLICY.json
+    told.py policy DATA ... --rule each --flops 0.7 --output POLICY.pt --report POLICY.json
     told.py keep   DATA ... --flops 0.7 --output KEEP.json       for random decisions at these FLOPs
 
 ``policy`` chooses a path for each task, or for each of four ranges of lengths, and teaches a policy network to say it:
@@ -23,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [ROOT, HERE]
 
 import torch  # noqa: E402
-from choose import choose_by_group, find_edges, find_groups  # noqa: E402
+from choose import choose_by_group, choose_for_each, find_edges, find_groups  # noqa: E402
 
 from sd_fairseq.commands.shared import add_batches, add_model  # noqa: E402
 from sd_fairseq.errors import InputError, run  # noqa: E402
@@ -61,10 +62,19 @@ class Table:
         edges = find_edges(lengths)
         groups = find_groups(rule, tasks, lengths, edges)
         costs = self.scored.flops * self.scored.weights("corpus")
-        paths = choose_by_group(self.scored.loss, costs, groups, flops)
+        more: Dict[str, Any] = {}
+        if rule == "each":
+            paths, tolerance = choose_for_each(self.scored.loss, costs, self.scored.dense_loss, groups, flops)
+            more["tolerance"] = tolerance
+        else:
+            paths = choose_by_group(self.scored.loss, costs, groups, flops)
         chosen = [paths[group] for group in groups]
         rows = torch.tensor(chosen).unsqueeze(0)
-        named = {"task": sorted(set(tasks)), "length": ["to {}".format(edge) for edge in edges] + ["longer"]}
+        named = {
+            "task": sorted(set(tasks)),
+            "each": sorted(set(tasks)),
+            "length": ["to {}".format(edge) for edge in edges] + ["longer"],
+        }
         names = named.get(rule, ["all"])
         found = {
             "rule": rule,
@@ -72,6 +82,7 @@ class Table:
             "flops_corpus": float(costs.gather(0, rows).mean()),
             "loss": float(self.scored.loss.gather(0, rows).mean()),
             "loss_dense": float(self.scored.dense_loss.mean()),
+            **more,
             "paths": {names[group]: self.describe(path) for group, path in paths.items()},
         }
         return chosen, found
@@ -177,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_batches(one)
         one.add_argument("--output", required=True, help="file to write")
         if name == "policy":
-            one.add_argument("--rule", choices=("task", "length"), required=True, help="what the policy follows")
+            text = "what the policy follows; each: the tasks, a tolerance for each"
+            one.add_argument("--rule", choices=("task", "length", "each"), required=True, help=text)
             one.add_argument("--seed", type=int, default=1, help="of the fit")
             one.add_argument("--report", required=True, help="JSON file to write")
     return parser

@@ -262,7 +262,7 @@ def follow_rate(records: Sequence[TraceRecord], side: Sequence[Side], given: Dic
     right = 0
     for record in records:
         length = named[sum(record.source_tokens > edge for edge in edges)]
-        group = side[record.id].task if given["rule"] == "task" else length
+        group = side[record.id].task if given["rule"] in ("task", "each") else length
         sites: List[str] = [*SITE_FIELDS, "token_strategy"]
         right += paths.get(group) == ",".join("{}={}".format(site, getattr(record, site)) for site in sites)
     return right / len(records)

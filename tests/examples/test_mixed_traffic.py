@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "mixed_traffic"
 REFERENCE = ROOT / "tests" / "reference" / "t5" / "v1_1"
 NAMES = ("tasks", "choose", "score", "rows", "mixed_table")
-FAMILIES = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "random")
+FAMILIES = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "fair", "random")
 COMMON = ("recipe", "steps")  # of the trade-off grid
 
 
@@ -144,6 +144,25 @@ def test_a_rule_takes_the_best_paths_that_its_budget_allows(tools, seed):
     allowed = [paths for paths in itertools.product(range(5), repeat=3) if total(paths, flops) <= budget + choose.SLACK]
     assert allowed and total(found, flops) <= budget + choose.SLACK
     assert total(found, loss) == pytest.approx(min(total(paths, loss) for paths in allowed))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_no_task_pays_for_another_the_worst_rise_is_the_least_that_the_budget_allows(tools, seed):
+    choose, generator = tools["choose"], torch.Generator().manual_seed(seed)
+    loss, dense = torch.rand(6, 9, generator=generator, dtype=torch.float64) + 1.0, torch.ones(9, dtype=torch.float64)
+    flops = 0.4 + 0.6 * torch.rand(6, 9, generator=generator, dtype=torch.float64)
+    groups, budget = [0, 1, 2, 0, 1, 2, 0, 1, 2], 0.7
+
+    def cost(paths):
+        return float(sum(flops[paths[group], place] for place, group in enumerate(groups)) / len(groups))
+
+    def worst(paths):
+        return max(float((loss - dense)[paths[name]][name::3].mean()) for name in range(3))
+
+    found, tolerance = choose.choose_for_each(loss, flops, dense, groups, budget)
+    allowed = [paths for paths in itertools.product(range(6), repeat=3) if cost(paths) <= budget + choose.SLACK]
+    assert cost(found) <= budget + choose.SLACK and worst(found) <= tolerance + 1e-12
+    assert tolerance == pytest.approx(min(worst(paths) for paths in allowed))
 
 
 def test_ranges_of_lengths_hold_as_many_examples_each(tools):
@@ -288,7 +307,7 @@ def test_every_rows_options_are_real_and_the_same_but_for_what_it_is(tools):
         found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
         found.pop("save_dir")
         assert (found.pop("finetune_from_model") == "p.pt") == (
-            name.split("-0")[0] in ("fitted", "by-task", "by-length")
+            name.split("-0")[0] in ("fitted", "by-task", "by-length", "fair")
         )
         for key, value in found.items():
             assert shared.setdefault(key, value) == value, f"{name} differs from the other rows in {key}"
