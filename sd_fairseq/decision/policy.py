@@ -24,6 +24,7 @@ from sd_fairseq.decision.decisions import Decisions, DecisionSpace
 from sd_fairseq.decision.noise import Noise, hash_tokens
 
 INPUTS = ("state", "length", "state+length", "nothing")
+LEAST_DEVIATION = 1e-3  # of a dimension that all documents share
 LENGTH_CENTRE, LENGTH_SCALE = 128.0, 4.0  # tokens; a doubling weighs as some dozens of a state's dimensions do
 
 
@@ -202,6 +203,26 @@ class PolicyNetwork(Float32Module):
         with torch.no_grad():
             bias = initial_bias(self.space, self.initial_keep, self.initial_path)
             self.heads.bias.copy_(bias.repeat(KNOTS if self.budgets else 1))
+
+    def is_fresh(self) -> bool:
+        """Tells whether nothing has been learned yet: a step of any learner moves these biases."""
+        bias = initial_bias(self.space, self.initial_keep, self.initial_path).to(self.heads.bias)
+        return bool(torch.equal(self.heads.bias, bias.repeat(KNOTS if self.budgets else 1)))
+
+    def tell_apart(self, mean: Tensor, deviation: Tensor) -> None:
+        """Lets the first layer start from what sets documents apart: it reads (state - mean) / deviation from here on.
+
+        Choice: the states of a pretrained encoder are much alike (cosines of 0.93 between tasks), and so are then the
+        hidden units of all documents: whatever is learned of one moves the decisions for all. The first layer's
+        weights and biases take the standardisation in, so that nothing is added to the network (a start that depends
+        on the data, as Kraehenbuehl et al., ICLR 2016).
+
+        Args:
+            mean, deviation: float32 [width], over documents.
+        """
+        with torch.no_grad():
+            self.hidden.weight.div_(deviation.clamp(min=LEAST_DEVIATION))
+            self.hidden.bias.sub_(self.hidden.weight @ mean)
 
     @contextmanager
     def serving(self, budgets: Union[float, Tensor]) -> Iterator[None]:

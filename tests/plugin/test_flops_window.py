@@ -15,6 +15,7 @@ from sd_fairseq.learning.lexicographic import MultiplierRule
 from sd_fairseq.learning.policy_learner import PolicyGradientSums, PolicyLearner
 from sd_fairseq.learning.recent_documents import RecentDocuments
 from sd_fairseq.learning.reinforce import flat_gradient
+from sd_fairseq.plugin.criterions import flops_window
 from sd_fairseq.plugin.criterions.budgets import Budgets
 from sd_fairseq.plugin.guards.errors import InputError
 from sd_fairseq.plugin.guards.presets import FLOPS_WINDOW, Run, criterion_values
@@ -29,6 +30,7 @@ def measured(training, update=0):
     for one in criterion.pending:
         total = total + one
     criterion.update = update
+    criterion.window.recent(model.policy_learner)
     return criterion.window.measure(model, criterion.settings_of_update(model), total)
 
 
@@ -175,6 +177,61 @@ def test_a_batch_that_does_not_count_leaves_no_document_behind():
     training.criterion.train()  # a loss scaler has skipped the update
     training.update(samples[:1], 1)
     assert int(training.model.policy_learner.recent.seen) == 8
+
+
+@pytest.mark.parametrize("inputs", ["state", "state+length"])
+def test_a_first_layer_told_what_documents_share_reads_what_sets_them_apart(inputs):
+    model = build_model(sd_policy_input=inputs)
+    policy = model.encoder.policy
+    width = policy.hidden.in_features
+    states = torch.randn(50, width) * torch.rand(width) + 5 * torch.randn(width)
+    mean, deviation = states.mean(0), states.std(0, unbiased=False)
+    expected = policy.hidden((states - mean) / deviation)
+    before = alikeness(policy, states)
+    policy.tell_apart(mean, deviation)
+    torch.testing.assert_close(policy.hidden(states), expected, atol=1e-3, rtol=1e-3)
+    assert policy.is_fresh() and before > 0.9 > 0.6 > alikeness(policy, states)
+
+
+def alikeness(policy, states):
+    """Mean cosine between the hidden units of two documents."""
+    with torch.no_grad():
+        hidden = torch.relu(policy.layer_norm(policy.hidden(states)))
+    unit = hidden / hidden.norm(dim=1, keepdim=True)
+    return float((unit @ unit.t()).mean())
+
+
+def test_a_fresh_policy_waits_for_documents_and_then_starts_from_what_sets_them_apart(monkeypatch):
+    monkeypatch.setattr(flops_window, "START", 16)
+    samples = build_samples((3, 5))
+    training = build_training(mixed_paths=False, **BUDGET)
+    before, seen = training.policy(), []
+    for update in range(4):  # 3, 8, 11, 16 documents
+        training.update([samples[update % 2]], update)
+        seen.append(not torch.equal(training.policy(), before))
+        if update == 2:
+            states, _, _ = deepcopy(training.model.policy_learner.recent).held()
+    assert seen == [False, False, False, True]
+    assert len(states) == 11 and float(training.model.policy_learner.steps) == 1
+    assert not training.model.encoder.policy.is_fresh()
+    again = training.policy()
+    training.update(samples, 4)
+    step = (training.policy() - again).abs().max()
+    assert 0 < float(step) < 1e-3  # it learns on; its first layer is not set anew
+
+
+def test_a_policy_that_has_learned_is_not_set_anew(monkeypatch):
+    monkeypatch.setattr(flops_window, "START", 4)
+    training = build_training(mixed_paths=True, **BUDGET)
+    before = training.policy()
+    training.update(build_samples(), 0)
+    assert 0 < float((training.policy() - before).abs().max()) < 1e-3
+
+
+def test_a_policy_that_reads_nothing_learns_at_once():
+    training = build_training({"sd_policy_input": "nothing"}, mixed_paths=False, **BUDGET)
+    training.update(build_samples(), 0)
+    assert float(training.model.policy_learner.steps) == 1
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 7])

@@ -6,12 +6,15 @@ gradients, a price of its own for each kind: all kinds end at the same share of 
 for all of them says. Here the violation and the gradient of the FLOPs are those of the last documents, whatever their
 kind, and the multiplier is one price: it comes from products averaged over updates. Nothing lags, as a moving average
 of past FLOPs would: what the documents cost is counted anew under the policy of this update.
+Choice: a fresh policy waits until it has seen some documents, and starts from what sets them apart.
 """
 
 from __future__ import annotations
 
 from typing import Any, List, Tuple
 
+import torch
+from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from sd_fairseq.cost.path_flops import Lengths, expected_relative_flops
@@ -26,6 +29,8 @@ from sd_fairseq.plugin.criterions.policy_step import (
     trainable,
 )
 from sd_fairseq.plugin.guards.errors import InputError
+
+START = 128  # documents of all workers that a fresh policy waits for
 
 
 class FlopsWindow:
@@ -44,6 +49,11 @@ class FlopsWindow:
         if self.size:
             self.pending.append((step.states[0], step.lengths))
 
+    def make_room(self, learner: Any, width: int, device: torch.device) -> None:
+        """Lets the learner remember documents."""
+        learner.remember(self.size, width)
+        learner.recent.to(device)
+
     def recent(self, learner: Any) -> RecentDocuments:
         """Returns the documents held, this update's with them.
 
@@ -51,9 +61,7 @@ class FlopsWindow:
             InputError: a checkpoint that continues with a window of another size.
         """
         if learner.recent is None:
-            states, _ = self.pending[0]
-            learner.remember(self.size, states.size(1))
-            learner.recent.to(states.device)
+            self.make_room(learner, self.pending[0][0].size(1), self.pending[0][0].device)
         if learner.recent.states.size(0) != self.size:
             found = learner.recent.states.size(0)
             raise InputError(f"--sd-flops-window {self.size}: the checkpoint continues with a window of {found}")
@@ -61,6 +69,29 @@ class FlopsWindow:
             learner.recent.add(states, lengths.source, lengths.target)
         self.pending = []
         return learner.recent
+
+    def lets_learn(self, model: Any) -> bool:
+        """Takes this update's documents in; tells whether the policy learns yet, and lets a fresh one start well.
+
+        Every worker must call this once an update.
+        """
+        learner, policy = model.policy_learner, model.encoder.policy
+        if not self.pending and learner.recent is None:
+            width = policy.hidden.in_features + (policy.budgets is not None)
+            self.make_room(learner, width, policy.hidden.weight.device)
+        recent = self.recent(learner)
+        if not policy.is_fresh() or "state" not in policy.inputs:
+            return True
+        states = recent.held()[0][:, : policy.hidden.in_features]  # without a budget that is served
+        sums = torch.stack([torch.full_like(states[:1].sum(0), len(states)), states.sum(0), states.square().sum(0)])
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            distributed_utils.all_reduce(sums, group=distributed_utils.get_data_parallel_group())
+        count, total, squares = sums
+        if float(count[0]) < min(START, self.size):
+            return False
+        mean = total / count
+        policy.tell_apart(mean, (squares / count - mean.square()).clamp(min=0).sqrt())
+        return True
 
     def measure(self, model: Any, settings: PolicyStepSettings, sums: PolicyGradientSums) -> PolicyGradientSums:
         """Puts the window's violation and gradient of FLOPs in place of an update's own.
@@ -70,9 +101,9 @@ class FlopsWindow:
             settings: of the update.
             sums: of this worker's micro-batches.
         """
-        if not self.pending and model.policy_learner.recent is None:
-            return sums
-        states, source, target = self.recent(model.policy_learner).held()
+        states, source, target = model.policy_learner.recent.held()
+        if not len(states):
+            return sums  # this worker has had no documents yet
         lengths = Lengths(source, target, settings.beam)
         weights = flops_weights(settings, model.space, model.shape, lengths)
         with trainable(model.encoder.policy) as parameters:

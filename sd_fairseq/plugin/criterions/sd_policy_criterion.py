@@ -284,6 +284,8 @@ class SDPolicyCriterion(LabelSmoothedCrossEntropyCriterion):
             sums = sums + micro_batch
         self.pending = []
         if self.window.size:
+            if not self.window.lets_learn(model):
+                return
             settings = self.settings_of_update(model)
             with serving(model, settings.flops_budget):
                 sums = self.window.measure(model, settings, sums)
