@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SLACK = 0.003  # relative FLOPs that a combination may exceed its budget by: paths are few
+ONE_SLACK = 0.015  # the same of one path for all, which cannot make up a budget of several; in that control's favour
 RANGES = 4  # of lengths, as many examples each
 RULES = ("one", "task", "length", "each")
 
@@ -60,7 +61,8 @@ def choose_by_group(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: 
         single = pareto([Option(float(parts[0][path]), float(parts[1][path]), (path,)) for path in range(len(loss))])
         pairs = product(combined, single)
         combined = pareto([Option(a.flops + b.flops, a.loss + b.loss, a.paths + b.paths) for a, b in pairs])
-    within = [option for option in combined if option.flops <= budget + SLACK] or combined[:1]
+    slack = SLACK if len(names) > 1 else ONE_SLACK
+    within = [option for option in combined if option.flops <= budget + slack] or combined[:1]
     return dict(zip(names, within[-1].paths))
 
 
