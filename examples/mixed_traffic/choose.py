@@ -15,10 +15,13 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from sd_fairseq.study.path_search import choose_paths
+
 SLACK = 0.003  # relative FLOPs that a combination may exceed its budget by: paths are few
 ONE_SLACK = 0.015  # the same of one path for all, which cannot make up a budget of several; in that control's favour
 RANGES = 4  # of lengths, as many examples each
-RULES = ("one", "task", "length", "each")
+RULES = ("one", "task", "length", "each", "kind")
+MOST_KINDS, FOLDS = 8, 10  # that are looked for among the requests, and parts of the examples that tell how many
 
 
 class Option(NamedTuple):
@@ -94,6 +97,46 @@ def choose_for_each(
         if sum(float(costs[name][path]) for name, path in chosen.items()) <= budget + SLACK:
             break
     return chosen, tolerance
+
+
+def find_kinds(states: Tensor, loss: Tensor, flops: Tensor, budget: float) -> List[int]:
+    """Finds kinds of requests without being told any: clusters of what the policy reads, returned as groups [N].
+
+    As many as serve best: for one to eight clusters, every tenth of the examples takes the paths that the others of its
+    cluster would choose, and the number with the least loss at the budget wins (k-means of scikit-learn).
+
+    Args:
+        states: float32 [N, C]; each dimension is standardised.
+        loss, flops, budget: as of :func:`choose_by_group`.
+    """
+    from sklearn.cluster import KMeans
+
+    standard = ((states - states.mean(0)) / states.std(0).clamp(min=1e-6)).numpy()
+    found: List[Tuple[float, List[int]]] = []
+    for kinds in range(1, MOST_KINDS + 1):
+        groups = KMeans(kinds, n_init=20, random_state=0).fit_predict(standard).tolist()
+        found.append((cross_loss(loss, flops, groups, budget), groups))
+    return min(found, key=lambda one: one[0])[1]  # the fewest of those that serve alike
+
+
+def cross_loss(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: float) -> float:
+    """Returns the mean loss at the budget where every example takes what the others of its group would choose.
+
+    Args:
+        loss, flops, groups, budget: as of :func:`choose_by_group`.
+    """
+    about, count = torch.tensor(list(groups)), loss.size(1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    expected = torch.empty_like(loss)
+    for part in range(FOLDS):
+        apart = torch.zeros(count, dtype=torch.bool)
+        apart[order[part::FOLDS]] = True
+        for group in about.unique():
+            mine, others = (about == group) & apart, (about == group) & ~apart
+            source = others if bool(others.any()) else ~apart
+            expected[:, mine] = loss[:, source].mean(dim=1, keepdim=True)
+    chosen = choose_paths(expected, flops, budget)
+    return float(loss.gather(0, chosen.unsqueeze(0)).mean())
 
 
 def find_edges(lengths: Sequence[int]) -> List[int]:

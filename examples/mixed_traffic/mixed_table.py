@@ -29,11 +29,12 @@ from sd_fairseq.whole_files import check_places, whole  # noqa: E402
 TITLES = {"sst2": "SST-2", "debian": "Debian", "scitldr": "SciTLDR", "squad": "SQuAD", UNSEEN: "XSum"}
 NAMES = {"accuracy": "accuracy", "rougeL": "R-L", "f1": "F1"}
 PLAIN = ("dense", "dense-trained-on")
-LEARNED = ("recommended", "fitted")
+LEARNED = ("recommended", "fitted", "clustered")
 LEAST_QUESTIONS = 40  # of a kind, to be shown
 # first -> what it is compared with, at equal FLOPs
 CONTROLS = {
     "recommended": ("blind", "static", "by-length", "by-task", "random"),
+    "clustered": ("static", "by-length", "by-task"),
     "fitted": ("static", "by-length", "by-task"),
     "by-task": ("static",),
     "by-length": ("static",),

@@ -34,10 +34,11 @@ STANDING = ("--sd-policy-freeze-update", "1", "--sd-policy-lr", "1e-9")  # the p
 SEARCH = ("--max-len-b", "64", "--max-tokens", "8192", "--lenpen", "1.0")
 SEARCHED = 0.05  # a search ends so much below the lowest FLOPs of the rows
 PLAIN = ("dense", "dense-trained-on")
-BUDGETED = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "fair", "random")
+BUDGETED = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "clustered", "fair", "random")
 STEPS = ("base", "search")  # may be asked for alone; they leave no result
 LEARNED = ("recommended", "blind")  # rows that learn their decisions
-RULES = {"by-task": "task", "by-length": "length", "fair": "each"}
+RULES = {"by-task": "task", "by-length": "length", "fair": "each", "clustered": "kind"}
+TOLD = ("by-task", "by-length", "fair")  # whose rule can be followed from outside
 
 
 @dataclass(frozen=True)

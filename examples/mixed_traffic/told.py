@@ -5,10 +5,10 @@
     told.py policy DATA ... --rule each --flops 0.7 --output POLICY.pt --report POLICY.json
     told.py keep   DATA ... --flops 0.7 --output KEEP.json       for random decisions at these FLOPs
 
-``policy`` chooses a path for each task, or for each of four ranges of lengths, and teaches a policy network to say it:
-the checkpoint is the base with that policy, so it trains and generates as every other. For tasks it reads what the
-learned policy reads, for lengths only the number of tokens. The report says how often it follows the rule on examples
-that it has not seen: near 1, or the row is not what its name says.
+``policy`` chooses a path for each task, for each kind of request that it finds in the states, or for each of four
+ranges of lengths, and teaches a policy network to say it: the checkpoint is the base with that policy, so it trains and
+generates as every other. It reads what the learned policy reads, for lengths only the number of tokens. The report says
+how often it follows the rule on examples that it has not seen: near 1, or the row is not what its name says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [ROOT, HERE]
 
 import torch  # noqa: E402
-from choose import choose_by_group, choose_for_each, find_edges, find_groups  # noqa: E402
+from choose import choose_by_group, choose_for_each, find_edges, find_groups, find_kinds  # noqa: E402
 
 from sd_fairseq.commands.shared import add_batches, add_model  # noqa: E402
 from sd_fairseq.errors import InputError, run  # noqa: E402
@@ -60,8 +60,11 @@ class Table:
         """Returns every example's path by a rule, and what is to be reported of it."""
         tasks, lengths = self.index["tasks"], self.index["lengths"]
         edges = find_edges(lengths)
-        groups = find_groups(rule, tasks, lengths, edges)
         costs = self.scored.flops * self.scored.weights("corpus")
+        if rule == "kind":
+            groups = find_kinds(self.scored.states, self.scored.loss, costs, flops)
+        else:
+            groups = find_groups(rule, tasks, lengths, edges)
         more: Dict[str, Any] = {}
         if rule == "each":
             paths, tolerance = choose_for_each(self.scored.loss, costs, self.scored.dense_loss, groups, flops)
@@ -75,7 +78,8 @@ class Table:
             "each": sorted(set(tasks)),
             "length": ["to {}".format(edge) for edge in edges] + ["longer"],
         }
-        names = named.get(rule, ["all"])
+        kinds = ["kind {}".format(group + 1) for group in range(max(groups) + 1)] if rule == "kind" else ["all"]
+        names = named.get(rule, kinds)
         found = {
             "rule": rule,
             "edges": edges if rule == "length" else [],
@@ -98,6 +102,8 @@ def teach(table: Table, chosen: List[int], seed: int) -> Tuple[Any, float]:
     """Returns a policy that says the chosen paths, and how often it does on examples that it has not seen."""
     scored, model = table.scored, table.scorer.model
     policy = copy.deepcopy(model.encoder.policy).requires_grad_(True)
+    if "state" in policy.inputs:
+        policy.tell_apart(scored.states.mean(0), scored.states.std(0))
     rows = torch.tensor(chosen)
     keep, choice = scored.keep[rows], scored.token_choice[rows]
     generator = torch.Generator().manual_seed(seed)
@@ -188,8 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_batches(one)
         one.add_argument("--output", required=True, help="file to write")
         if name == "policy":
-            text = "what the policy follows; each: the tasks, a tolerance for each"
-            one.add_argument("--rule", choices=("task", "length", "each"), required=True, help=text)
+            text = "what the policy follows; each: the tasks, a tolerance for each; kind: clusters of requests"
+            one.add_argument("--rule", choices=("task", "length", "each", "kind"), required=True, help=text)
             one.add_argument("--seed", type=int, default=1, help="of the fit")
             one.add_argument("--report", required=True, help="JSON file to write")
     return parser

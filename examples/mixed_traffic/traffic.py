@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import rows as recipes
 from grid import Grid
 from recipe import RecipeError, render
-from rows import LEARNED, PLAIN, RULES, Row, Settings
+from rows import LEARNED, PLAIN, TOLD, Row, Settings
 from score import LOSS, Side, read_losses, read_side, score_system
 from steps import StepError, find_difference, hash_files, locked, read_json, say, write_json
 from understanding_table import find_versions
@@ -202,7 +202,7 @@ class Traffic(Grid):
         given = read_json(self.resolve("$OUT/given/{}.json".format(name)))
         if given is not None:
             result["given"] = given
-        if row.family in RULES:
+        if row.family in TOLD:
             result["follows_the_rule"] = follow_rate(system.records, side, given)
         trained = "base" if name == "dense" else "{}-{}".format(name, seed)
         made = read_json(self.resolve("$OUT/{}/trained".format(trained))) or {}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "mixed_traffic"
 REFERENCE = ROOT / "tests" / "reference" / "t5" / "v1_1"
 NAMES = ("tasks", "choose", "score", "rows", "mixed_table")
-FAMILIES = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "fair", "random")
+FAMILIES = ("recommended", "blind", "fitted", "static", "by-task", "by-length", "clustered", "fair", "random")
 COMMON = ("recipe", "steps")  # of the trade-off grid
 
 
@@ -144,6 +144,19 @@ def test_a_rule_takes_the_best_paths_that_its_budget_allows(tools, seed):
     allowed = [paths for paths in itertools.product(range(5), repeat=3) if total(paths, flops) <= budget + choose.SLACK]
     assert allowed and total(found, flops) <= budget + choose.SLACK
     assert total(found, loss) == pytest.approx(min(total(paths, loss) for paths in allowed))
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_kinds_of_requests_are_found_where_there_are_some(tools, kinds):
+    choose, generator = tools["choose"], torch.Generator().manual_seed(kinds)
+    truth = [number % kinds for number in range(90)]
+    states = 5 * torch.eye(8)[truth] + torch.randn(90, 8, generator=generator)
+    loss = torch.rand(6, 90, generator=generator, dtype=torch.float64)
+    for number, kind in enumerate(truth):
+        loss[kind, number] -= 1.0  # each kind has a path that suits it
+    flops = torch.full((6, 90), 0.7, dtype=torch.float64)
+    found = choose.find_kinds(states, loss, flops, 0.7)
+    assert len({pair for pair in zip(truth, found)}) == kinds == len(set(found))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -307,7 +320,7 @@ def test_every_rows_options_are_real_and_the_same_but_for_what_it_is(tools):
         found = {key: value for key, value in vars(args).items() if not key.startswith("sd_")}
         found.pop("save_dir")
         assert (found.pop("finetune_from_model") == "p.pt") == (
-            name.split("-0")[0] in ("fitted", "by-task", "by-length", "fair")
+            name.split("-0")[0] in ("fitted", "by-task", "by-length", "clustered", "fair")
         )
         for key, value in found.items():
             assert shared.setdefault(key, value) == value, f"{name} differs from the other rows in {key}"
