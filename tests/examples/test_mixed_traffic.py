@@ -150,7 +150,7 @@ def test_a_rule_takes_the_best_paths_that_its_budget_allows(tools, seed):
 def test_kinds_of_requests_are_found_where_there_are_some(tools, kinds):
     choose, generator = tools["choose"], torch.Generator().manual_seed(kinds)
     truth = [number % kinds for number in range(90)]
-    states = 5 * torch.eye(8)[truth] + torch.randn(90, 8, generator=generator)
+    states = 5 * torch.eye(3)[truth].repeat(1, 3) + torch.randn(90, 9, generator=generator)
     loss = torch.rand(6, 90, generator=generator, dtype=torch.float64)
     for number, kind in enumerate(truth):
         loss[kind, number] -= 1.0  # each kind has a path that suits it
