@@ -219,13 +219,17 @@ def mixed(name: str) -> Iterator[Cells]:
     sys.path.append(str(ROOT / "examples" / "mixed_traffic"))
     import mixed_table
 
-    yield from getattr(mixed_table, name)(mixed_table.read_runs(str(RESULTS / "mixed_traffic")))
+    folder = RESULTS / "mixed_traffic"
+    if name == "worth":
+        yield from mixed_table.worth(str(folder / "worth"))
+    else:
+        yield from getattr(mixed_table, name)(mixed_table.read_runs(str(folder)))
 
 
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
     **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix, "families": families},
-    **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending")},
+    **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending", "worth")},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
     "speed-gpu": lambda: timed(["gpu/generation.json"], lambda row: True),

@@ -115,12 +115,15 @@ def find_kinds(states: Tensor, loss: Tensor, flops: Tensor, budget: float) -> Li
     found: List[Tuple[float, List[int]]] = []
     for kinds in range(1, MOST_KINDS + 1):
         groups = KMeans(kinds, n_init=20, random_state=0).fit_predict(standard).tolist()
-        found.append((cross_loss(loss, flops, groups, budget), groups))
+        chosen = cross_choose(loss, flops, groups, budget)
+        found.append((float(loss.gather(0, chosen.unsqueeze(0)).mean()), groups))
     return min(found, key=lambda one: one[0])[1]  # the fewest of those that serve alike
 
 
-def cross_loss(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: float) -> float:
-    """Returns the mean loss at the budget where every example takes what the others of its group would choose.
+def cross_choose(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: float) -> Tensor:
+    """Returns the path of every example, LongTensor [N], that the other examples of its group would choose.
+
+    Examples are told apart in ten parts; FLOPs over all of them meet the budget.
 
     Args:
         loss, flops, groups, budget: as of :func:`choose_by_group`.
@@ -135,8 +138,7 @@ def cross_loss(loss: Tensor, flops: Tensor, groups: Sequence[int], budget: float
             mine, others = (about == group) & apart, (about == group) & ~apart
             source = others if bool(others.any()) else ~apart
             expected[:, mine] = loss[:, source].mean(dim=1, keepdim=True)
-    chosen = choose_paths(expected, flops, budget)
-    return float(loss.gather(0, chosen.unsqueeze(0)).mean())
+    return choose_paths(expected, flops, budget)
 
 
 def find_edges(lengths: Sequence[int]) -> List[int]:

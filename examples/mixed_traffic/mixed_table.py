@@ -30,6 +30,7 @@ TITLES = {"sst2": "SST-2", "debian": "Debian", "scitldr": "SciTLDR", "squad": "S
 NAMES = {"accuracy": "accuracy", "rougeL": "R-L", "f1": "F1"}
 PLAIN = ("dense", "dense-trained-on")
 LEARNED = ("recommended", "fitted", "clustered")
+WORTH = ("length", "kind", "task")
 LEAST_QUESTIONS = 40  # of a kind, to be shown
 # first -> what it is compared with, at equal FLOPs
 CONTROLS = {
@@ -197,6 +198,23 @@ def unseen(runs: Runs) -> Iterator[Cells]:
             gain = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found["rougeL"])
             cells = [show(found[LOSS]), gain]
         yield ["`{}` ({})".format(row, len(seeds)), "{:.0f}".format(mean_of(seeds, "distinct_paths")), *figures, *cells]
+
+
+def worth(folder: str) -> Iterator[Cells]:
+    """What deciding by length, kind or task is worth before any training, of ``told.py worth``, one file a budget.
+
+    Raises:
+        InputError: a file of something else.
+    """
+    yield ["FLOPs", "one path", *("by {} - one path".format(rule) for rule in WORTH), "by kind - by length"]
+    for name in sorted(os.listdir(folder), reverse=True):
+        found = read_json_object(os.path.join(folder, name))
+        if not isinstance(found.get("rules"), dict) or not {"one", *WORTH} <= set(found["rules"]):
+            raise InputError("{}: nothing that told.py worth wrote".format(os.path.join(folder, name)))
+        gains = [found["rules"][rule]["gain_over_one"] for rule in WORTH]
+        cells = [show({"difference": -one["difference"], "low": -one["high"], "high": -one["low"]}) for one in gains]
+        rise = "{:+.3f}".format(found["rules"]["one"]["rise"])
+        yield ["{:.2f}".format(found["flops_corpus"]), rise, *cells, show(found["kind_less_length"])]
 
 
 def draw_paths(runs: Runs, row: str, path: str) -> None:

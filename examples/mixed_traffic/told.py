@@ -3,6 +3,7 @@
     told.py path   DATA ... --flops 0.7 --output PATH.json       the best searched path for all
     told.py policy DATA ... --rule task --flops 0.7 --output POLICY.pt --report POLICY.json
     told.py policy DATA ... --rule each --flops 0.7 --output POLICY.pt --report POLICY.json
+    told.py worth  DATA ... --flops 0.7 --output WORTH.json      what each rule is worth before any training
     told.py keep   DATA ... --flops 0.7 --output KEEP.json       for random decisions at these FLOPs
 
 ``policy`` chooses a path for each task, for each kind of request that it finds in the states, or for each of four
@@ -24,7 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [ROOT, HERE]
 
 import torch  # noqa: E402
-from choose import choose_by_group, choose_for_each, find_edges, find_groups, find_kinds  # noqa: E402
+from choose import choose_by_group, choose_for_each, cross_choose, find_edges, find_groups, find_kinds  # noqa: E402
 
 from sd_fairseq.commands.shared import add_batches, add_model  # noqa: E402
 from sd_fairseq.errors import InputError, run  # noqa: E402
@@ -56,15 +57,24 @@ class Table:
         if len(self.scored.dense_flops) != examples:
             raise InputError("{}: {} examples, {} has others".format(args.index, examples, args.table))
 
+    @property
+    def costs(self) -> torch.Tensor:
+        """FLOPs of every path and example, [paths, N], whose mean is the share of the corpus's."""
+        return self.scored.flops * self.scored.weights("corpus")
+
+    def group(self, rule: str, flops: float) -> List[int]:
+        """Returns every example's group by a rule."""
+        if rule == "kind":
+            return find_kinds(self.scored.states, self.scored.loss, self.costs, flops)
+        lengths = self.index["lengths"]
+        return find_groups(rule, self.index["tasks"], lengths, find_edges(lengths))
+
     def choose(self, rule: str, flops: float) -> Tuple[List[int], Dict[str, Any]]:
         """Returns every example's path by a rule, and what is to be reported of it."""
         tasks, lengths = self.index["tasks"], self.index["lengths"]
         edges = find_edges(lengths)
-        costs = self.scored.flops * self.scored.weights("corpus")
-        if rule == "kind":
-            groups = find_kinds(self.scored.states, self.scored.loss, costs, flops)
-        else:
-            groups = find_groups(rule, tasks, lengths, edges)
+        costs = self.costs
+        groups = self.group(rule, flops)
         more: Dict[str, Any] = {}
         if rule == "each":
             paths, tolerance = choose_for_each(self.scored.loss, costs, self.scored.dense_loss, groups, flops)
@@ -144,6 +154,29 @@ def make_policy(args: argparse.Namespace) -> None:
     print(found)
 
 
+def make_worth(args: argparse.Namespace) -> None:
+    """Compares the rules on examples that their paths were not chosen by, at equal FLOPs of the corpus."""
+    from sd_fairseq.study.path_search import interval
+
+    table, tasks = Table(args), {}  # type: ignore[var-annotated]
+    rises: Dict[str, torch.Tensor] = {}
+    report: Dict[str, Any] = {"flops_corpus": args.flops, "examples": len(table.index["tasks"]), "rules": {}}
+    for rule in ("one", "length", "kind", "task"):
+        groups = table.group(rule, args.flops)
+        chosen = cross_choose(table.scored.loss, table.costs, groups, args.flops).unsqueeze(0)
+        rises[rule] = table.scored.loss.gather(0, chosen)[0] - table.scored.dense_loss
+        for task in sorted(set(table.index["tasks"])):
+            mine = torch.tensor([one == task for one in table.index["tasks"]])
+            tasks[task] = float(rises[rule][mine].mean())
+        spent = float(table.costs.gather(0, chosen).mean())
+        figures = {"groups": len(set(groups)), "flops_corpus": spent, "rise": float(rises[rule].mean()), **tasks}
+        report["rules"][rule] = {**figures, "gain_over_one": interval(rises["one"] - rises[rule])}
+    report["kind_less_length"] = interval(rises["kind"] - rises["length"])
+    report["kind_less_task"] = interval(rises["kind"] - rises["task"])
+    write_json(args.output, report)
+    print(report)
+
+
 def make_keep(args: argparse.Namespace) -> None:
     """Finds the keep-probability of random decisions at a share of the corpus's FLOPs.
 
@@ -178,14 +211,14 @@ def work(args: argparse.Namespace) -> None:
     if not 0 < args.flops < 1:
         raise InputError("--flops {} is not between 0 and 1".format(args.flops))
     check_places([args.output, getattr(args, "report", None)], [args.path, args.table, args.index])
-    {"path": make_path, "policy": make_policy, "keep": make_keep}[args.command](args)
+    {"path": make_path, "worth": make_worth, "policy": make_policy, "keep": make_keep}[args.command](args)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("path", "policy", "keep"):
+    for name in ("path", "policy", "worth", "keep"):
         one = commands.add_parser(name)
         add_model(one, "train")
         one.add_argument("--table", required=True, help="of search.py")

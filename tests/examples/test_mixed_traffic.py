@@ -290,6 +290,17 @@ def test_an_unseen_task_is_compared_with_the_static_path_of_its_flops(tools):
     assert lines["`dense` (1)"] == lines["`static-0.7` (1)"] == ["", ""]
 
 
+def test_what_a_rule_is_worth_is_measured_on_examples_that_did_not_choose(tools):
+    choose, generator = tools["choose"], torch.Generator().manual_seed(5)
+    loss = torch.rand(40, 60, generator=generator, dtype=torch.float64)  # nothing but noise
+    flops = torch.full((40, 60), 0.7, dtype=torch.float64)
+    groups = [number // 3 for number in range(60)]
+    chosen = choose.cross_choose(loss, flops, groups, 0.7)
+    found = float(loss.gather(0, chosen.unsqueeze(0)).mean())
+    by_chance = float(loss.view(40, 20, 3).mean(2).min(0).values.mean())  # chosen by the very losses
+    assert by_chance < 0.25 and found == pytest.approx(0.5, abs=0.12)
+
+
 @pytest.mark.parametrize("name", ["static", "static-7", "static-1.0", "dense-0.7", "oracle-0.7"])
 def test_a_row_that_is_none_is_named(tools, name):
     with pytest.raises(ValueError, match=f"row '{name}' is none of"):
