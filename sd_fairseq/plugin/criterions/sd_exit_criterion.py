@@ -3,8 +3,6 @@
 They stand beside this package's own method on the same model; rules: :mod:`~sd_fairseq.decision.rules`.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
