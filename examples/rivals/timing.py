@@ -1,6 +1,6 @@
 """Time the generation of rivals side by side: in turn, several rounds, medians; the most memory each held.
 
-    python examples/rivals/timing.py ARGUMENTS_OF_RUN --rows student-6-3,calm-0.77 --seeds 1 --output TIME.json
+    python examples/rivals/timing.py ARGUMENTS_OF_RUN --rows student-6-3,calm-0.8 --seeds 1 --output TIME.json
 
 Takes the arguments of run.py, which must have made the rows. Row dense comes first in every round. Every row runs in a
 process of its own, loading not counted: the seconds are those of the traces. Rows with one hypothesis (--beam 1) are

@@ -20,12 +20,12 @@ TUNED: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...]]] = {
         (
             *("calm:confidence=gap,threshold={}".format(one) for one in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
             *("calm:confidence=max,threshold={}".format(one) for one in (0.2, 0.4, 0.6, 0.8)),
-            *("calm:confidence=cosine,threshold={}".format(one) for one in (0.5, 0.7, 0.8, 0.9, 0.95)),
+            *("calm:confidence=cosine,threshold={}".format(one) for one in (0.7, 0.8, 0.85, 0.9, 0.95)),
         ),
     ),
     "free": (
         ("--beam", "1"),
-        tuple("free:exit=1,threshold={}".format(one) for one in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
+        tuple("free:exit=1,threshold={}".format(one) for one in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
     ),
 }
 
