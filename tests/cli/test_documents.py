@@ -107,7 +107,9 @@ def test_every_command_is_in_the_document_of_commands_and_no_other():
     assert set(re.findall(r"\bsd-[a-z-]+[a-z]\b", text.replace("--sd-", "--"))) == set(commands())
 
 
-@pytest.mark.parametrize("name", ["docs/guide.md", "docs/paper.md", "docs/results.md", "docs/compatibility.md", "docs/rivals.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/guide.md", "docs/paper.md", "docs/results.md", "docs/compatibility.md", "docs/rivals.md"]
+)
 def test_every_option_that_a_document_names_exists(name):
     pytest.importorskip("fairseq")
     shown = subprocess.run(
