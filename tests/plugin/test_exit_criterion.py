@@ -10,6 +10,7 @@ from training import PlainOptimizer, Training, build_samples, build_task
 
 from sd_fairseq.plugin.criterions.distillation import Distiller
 from sd_fairseq.plugin.guards.errors import InputError
+from sd_fairseq.plugin.guards.presets import Run
 from sd_fairseq.plugin.models.switchable_encoder import PathRequest
 
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
@@ -240,6 +241,13 @@ def test_what_is_logged_is_each_exits_bits_a_token():
         sum(float(log["sd_exit_distance"]) for log in logs) / tokens, 1e-2
     )
     assert "nll_loss" in values and training.criterion.logging_outputs_can_be_summed()
+
+
+def test_the_teacher_is_the_checkpoint_that_training_starts_from():
+    task = build_task()
+    task.run_options = Run(base="start.pt")
+    with pytest.raises(InputError, match="--sd-teacher start.pt: no such file"):
+        build(task, sd_distillation=0.5)
 
 
 @pytest.mark.parametrize(
