@@ -24,9 +24,13 @@ def folder(tmp_path, monkeypatch):
         ("calm-0.7", "static-0.7", [1.0, 0.5, 0.25]),
         ("student-6-2", "random-0.7", None),
         ("lead-1", "dense", None),
+        ("dense-beam-1", "dense", None),
+        ("free-0.7", "static-0.7", [1.0, 0.4, 0.4]),
     ):
         result = json.loads((RESULTS / "debian" / "trained" / f"{source}-1.json").read_text(encoding="utf-8"))
         result.update(row=name, layer_shares=shares, works=WORKS, tuning={})
+        if name in ("free-0.7", "dense-beam-1"):
+            result["signature"] = result["signature"].replace("|beam:4|", "|beam:1|")
         if name == "lead-1":
             result.update(flops_generation=0, flops_paper=0)
         if shares:
@@ -57,14 +61,16 @@ def test_rivals_stand_beside_our_rows_of_the_same_seeds(folder):
     assert {"dense", "recommended", "calm-0.7", "student-6-2", "lead-1"} <= set(lines) and "uls-0.7" not in lines
     calm = lines["calm-0.7"]
     assert calm["seeds"] == "1" and calm["FLOPs"] == "0.703"  # of all documents, not the mean of their shares
-    assert calm["minus ours at as many FLOPs"].endswith("(`recommended`)")
-    assert lines["recommended"]["minus ours at as many FLOPs"] == "" == lines["lead-1"]["minus ours at as many FLOPs"]
+    assert calm["minus its counterpart"].endswith("(`recommended`)")
+    assert lines["recommended"]["minus its counterpart"] == "" == lines["lead-1"]["minus its counterpart"]
+    assert lines["free-0.7"]["minus its counterpart"].endswith("(`dense-beam-1`)")
+    assert lines["dense-beam-1"]["minus its counterpart"] == ""
     assert lines["lead-1"]["FLOPs"] == "0.000" and lines["dense"]["FLOPs"] == "1.000"
 
 
 def test_what_a_method_needs_is_told_of_rivals_only(folder):
     lines = table("methods")
-    assert set(lines) == {"calm-0.7", "student-6-2", "lead-1"}
+    assert set(lines) == {"calm-0.7", "student-6-2", "lead-1", "dense-beam-1", "free-0.7"}
     assert lines["calm-0.7"]["beams"] == "no" and lines["calm-0.7"]["batches"] == "yes"
     assert lines["calm-0.7"]["% of tokens, by decoder layer"] == "100 50 25"
     assert lines["calm-0.7"]["chosen on `valid`"] == "`calm:threshold=0.4`"
