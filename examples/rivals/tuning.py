@@ -18,8 +18,8 @@ TUNED: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...]]] = {
     "calm": (
         (),
         (
-            *("calm:confidence=gap,threshold={}".format(one) for one in (0.1, 0.2, 0.4, 0.6, 0.8)),
-            *("calm:confidence=max,threshold={}".format(one) for one in (0.3, 0.5, 0.7)),
+            *("calm:confidence=gap,threshold={}".format(one) for one in (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)),
+            *("calm:confidence=max,threshold={}".format(one) for one in (0.3, 0.5, 0.7, 0.85)),
             *("calm:confidence=cosine,threshold={}".format(one) for one in (0.8, 0.85, 0.9, 0.95)),
         ),
     ),
