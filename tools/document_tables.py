@@ -226,10 +226,18 @@ def mixed(name: str) -> Iterator[Cells]:
         yield from getattr(mixed_table, name)(mixed_table.read_runs(str(folder)))
 
 
+def rivals(name: str) -> Iterator[Cells]:
+    """A table of rivals, by its function's name in ``rival_tables``."""
+    import rival_tables
+
+    yield from getattr(rival_tables, name)()
+
+
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
     **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix, "families": families},
     **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending", "worth")},
+    **{"rivals-" + name: partial(rivals, name) for name in ("quality", "methods", "speed")},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),
     "speed-gpu": lambda: timed(["gpu/generation.json"], lambda row: True),

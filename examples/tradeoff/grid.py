@@ -30,7 +30,7 @@ from steps import StepError, find_difference, locked, read_json, run_command, sa
 from understanding_table import find_versions
 
 from sd_fairseq.decision.trace import read_trace
-from sd_fairseq.evaluation.report import read_system
+from sd_fairseq.evaluation.report import System, read_system
 from sd_fairseq.evaluation.skip_report import summarise_trace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -66,6 +66,7 @@ class Grid:
             "search_sample": "examples" if row.has_policy and self.options.search_sample == "examples" else None,
             "row_options": [*row.model, *row.criterion],
             "weights": row.weights,
+            **({"generation_options": list(row.generation)} if row.generation else {}),
             **self.inputs,
         }
 
@@ -267,8 +268,7 @@ class Grid:
         subset, systems = self.options.subset, {}
         for one in dict.fromkeys(("dense", name)):
             self.generate(one, seed, subset)
-            place = os.path.join(self.folder(one, seed), subset)
-            systems[one] = read_system(one, place + ".txt", place + ".trace.jsonl")
+            systems[one] = self.read(one, seed, subset)
         result = learning_results.measure(name, seed, systems[name], systems["dense"], self.options.data_name)
         result["device"] = {"generation": self.name_device(self.settings.generation)}
         result["device"]["training"], result["training_versions"] = self.find_training(self.rows[name], seed)
@@ -281,6 +281,15 @@ class Grid:
         if result["violation_last"] is not None and self.rows[name].constrains_loss(self.settings.policy):
             result[learning_results.CONSTRAINT] = self.check_constraint(name, seed)
         return result
+
+    def read(self, name: str, seed: int, subset: str) -> System:
+        """Reads what a row generated.
+
+        Raises:
+            ValueError: texts and trace do not belong together.
+        """
+        place = os.path.join(self.folder(name, seed), subset)
+        return read_system(name, place + ".txt", place + ".trace.jsonl")
 
     @staticmethod
     def name_device(options: Sequence[str]) -> str:

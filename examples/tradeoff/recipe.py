@@ -48,9 +48,14 @@ SIZES = (
 TASK = ("--user-dir", "sd_fairseq", "--task", "switchable_translation", "-s", "source", "-t", "target")
 BASE = "base"  # in the place of a row's name: weights as they are, without training
 PLACEHOLDERS = ("keep", "seed", "static-path", "start-path", "fitted")
+# {NAME:TEXT} that name no row: what their text must look like, and an example
+FREE = {
+    "fitted": (r"0?\.\d+", "{fitted:FLOPs}", "{fitted:0.7}"),
+    "student": (r"\d+-\d+", "{student:ENCODER-DECODER}", "{student:6-3}"),
+    "rule": (r"[a-z]+:0?\.\d+", "{rule:NAME:FLOPs}", "{rule:hsd:0.7}"),
+}
 # Placeholder -> row whose FLOPs it matches; {keep:ROW} names another.
 MATCHED = {"keep": "tolerance-0.25", "static-path": "tolerance-0.25"}
-FITTED = "fitted"  # its {fitted:FLOPs} says itself what is aimed at
 
 
 class RecipeError(ValueError):
@@ -66,12 +71,14 @@ class Row:
         model: options of the model; may hold :data:`PLACEHOLDERS`.
         criterion: options of the criterion, after the common ones.
         weights: row whose weights are deployed, "base" for the base's own, or "" for a row that is trained.
+        generation: options of its generation, after the common ones.
     """
 
     name: str
     model: Tuple[str, ...]
     criterion: Tuple[str, ...]
     weights: str
+    generation: Tuple[str, ...] = ()
 
     @property
     def has_policy(self) -> bool:
@@ -117,7 +124,7 @@ class Row:
 
     def placeholders(self) -> Dict[str, Tuple[str, str]]:
         """Finds the {placeholders} in its options; see :func:`find_placeholders`."""
-        return find_placeholders(" ".join(self.options))
+        return find_placeholders(" ".join(self.options + self.generation))
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def read_rows(path: str) -> Dict[str, Row]:
                 if row.name in rows:
                     raise ValueError("row {!r} stands twice".format(row.name))
                 for kind, match in row.placeholders().values():
-                    if kind != FITTED and as_flops(match) is None and (match not in rows or rows[match].weights):
+                    if kind not in FREE and as_flops(match) is None and (match not in rows or rows[match].weights):
                         raise ValueError("FLOPs of {!r}, which is no trained row above".format(match))
                 if row.weights not in ("", BASE) and (row.weights not in rows or rows[row.weights].weights):
                     raise ValueError("weights of {!r}, which is no trained row above".format(row.weights))
@@ -187,12 +194,14 @@ def parse_row(line: str) -> Row:
         ValueError: too many columns, an unknown name or placeholder, or quotes that do not close.
     """
     columns = [column.strip() for column in line.split("\t")]
-    if len(columns) > 4:
-        raise ValueError("{} columns, expected name, model options, criterion options, weights".format(len(columns)))
-    name, model, criterion, weights = columns + [""] * (4 - len(columns))
+    if len(columns) > 5:
+        expected = "name, model options, criterion options, weights, generation options"
+        raise ValueError("{} columns, expected {}".format(len(columns), expected))
+    name, model, criterion, weights, generation = columns + [""] * (5 - len(columns))
     row_order(name)
-    find_placeholders(model + criterion)
-    return Row(name, tuple(shlex.split(model)), tuple(shlex.split(criterion)), weights)
+    find_placeholders(model + criterion + generation)
+    options = [tuple(shlex.split(text)) for text in (model, criterion, generation)]
+    return Row(name, options[0], options[1], weights, options[2])
 
 
 def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
@@ -204,9 +213,9 @@ def find_placeholders(text: str) -> Dict[str, Tuple[str, str]]:
     found = {}
     for inside in re.findall(r"{([^}]*)}", text):
         name, colon, row = inside.partition(":")
-        if name == FITTED and not re.fullmatch(r"0?\.\d+", row):
-            raise ValueError("{{{}}}: expected {{fitted:FLOPs}}, such as {{fitted:0.7}}".format(inside))
-        if name not in ((*MATCHED, FITTED) if colon else PLACEHOLDERS):
+        if name in FREE and not re.fullmatch(FREE[name][0], row):
+            raise ValueError("{{{}}}: expected {}, such as {}".format(inside, *FREE[name][1:]))
+        if name not in ((*MATCHED, *FREE) if colon else PLACEHOLDERS):
             known = ", ".join("{%s}" % one for one in PLACEHOLDERS)
             raise ValueError("{{{}}} is none of {}".format(inside, known))
         found[inside] = name, row or MATCHED.get(name, "")
@@ -339,7 +348,7 @@ def generate_command(
     command += ["--path", checkpoint, "--gen-subset", subset, *SEARCH, "--sd-trace", place + ".trace.jsonl"]
     if row.weights and row.model:
         command += ["--model-overrides", repr(overrides(fill(row.model, values)))]
-    return command, place + ".txt"
+    return [*command, *fill(row.generation, values)], place + ".txt"
 
 
 def overrides(options: Sequence[str]) -> Dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -38,8 +38,12 @@ def read_base(path: str) -> Any:
     return size_options(state["cfg"]["model"], state["cfg"]["task"])
 
 
-def build_grid(options: argparse.Namespace) -> Grid:
+def build_grid(options: argparse.Namespace, kind: Callable[..., Grid] = Grid) -> Grid:
     """Reads rows, base and data.
+
+    Args:
+        options: the command line.
+        kind: of the grid.
 
     Raises:
         ValueError: one of them cannot be used.
@@ -62,7 +66,7 @@ def build_grid(options: argparse.Namespace) -> Grid:
     generation = device if options.generation_options is None else tuple(shlex.split(options.generation_options))
     settings = Settings(options.updates, options.max_tokens, more[0], more[1], device, generation, size, length)
     used = binaries(options.data, "train") + binaries(options.data, TUNED_ON)
-    return Grid(options, rows, settings, {"base": hash_files([options.base]), "data": hash_files(used)})
+    return kind(options, rows, settings, {"base": hash_files([options.base]), "data": hash_files(used)})
 
 
 def binaries(data: str, split: str) -> List[str]:
@@ -99,13 +103,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
+def main(
+    argv: Optional[Sequence[str]] = None,
+    kind: Callable[..., Grid] = Grid,
+    parser: Optional[argparse.ArgumentParser] = None,
+) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: the command line; None = this process's.
+        kind: of the grid.
+        parser: of the command line; None = :func:`build_parser`'s.
+    """
+    options = (parser or build_parser()).parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running command is ended too
     failed = []
     try:
-        grid = build_grid(options)
+        grid = build_grid(options, kind)
         names = dict.fromkeys(["dense", *options.rows])  # dense first: the others are compared with it
         wanted = [(name, seed) for seed in options.seeds for name in names]
         for name, seed in wanted:

@@ -61,6 +61,7 @@ class Option(NamedTuple):
 def collect_options() -> List[Option]:
     """Lists all options, everyday ones first, each once."""
     from sd_fairseq.plugin.criterions.options import SDPolicyCriterionConfig
+    from sd_fairseq.plugin.criterions.sd_exit_criterion import SDExitCriterionConfig
     from sd_fairseq.plugin.models.options import DEFAULTS, add_model_options
     from sd_fairseq.plugin.tasks.switchable_sentence_prediction import SwitchableSentencePredictionConfig
     from sd_fairseq.plugin.tasks.switchable_squad import SwitchableSquadConfig
@@ -74,6 +75,7 @@ def collect_options() -> List[Option]:
         for action in model._actions
     ]
     found += of_fields(SDPolicyCriterionConfig, "criterion")
+    found += of_fields(SDExitCriterionConfig, "sd_exit_criterion")
     found += of_fields(SwitchableTranslationConfig, "switchable_translation")
     found += of_fields(SwitchableSentencePredictionConfig, "switchable_sentence_prediction")
     found += of_fields(SwitchableSquadConfig, "switchable_squad")

@@ -13,6 +13,7 @@ quieten_foreign_warnings()
 install_short_log()
 check_command_line(sys.argv)
 
+import sd_fairseq.plugin.criterions.sd_exit_criterion  # noqa: E402, F401
 import sd_fairseq.plugin.criterions.sd_policy_criterion  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_bart  # noqa: E402, F401
 import sd_fairseq.plugin.models.switchable_gpt2  # noqa: E402, F401

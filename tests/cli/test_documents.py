@@ -17,6 +17,7 @@ BASE = ROOT / "results" / "debian" / "base"
 LINES = {  # of a document, at most
     **{"docs/guide.md": 220, "docs/commands.md": 140, "docs/results.md": 200, "docs/speed.md": 150},
     **{"docs/paper.md": 150, "docs/compatibility.md": 80, "docs/research-log.md": 150, "docs/reliability.md": 90},
+    **{"docs/rivals.md": 150},
     **{"CONTRIBUTING.md": 60, "SECURITY.md": 60, "CITATION.cff": 60},
 }
 DOCUMENTS = [
@@ -106,7 +107,9 @@ def test_every_command_is_in_the_document_of_commands_and_no_other():
     assert set(re.findall(r"\bsd-[a-z-]+[a-z]\b", text.replace("--sd-", "--"))) == set(commands())
 
 
-@pytest.mark.parametrize("name", ["docs/guide.md", "docs/paper.md", "docs/results.md", "docs/compatibility.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/guide.md", "docs/paper.md", "docs/results.md", "docs/compatibility.md", "docs/rivals.md"]
+)
 def test_every_option_that_a_document_names_exists(name):
     pytest.importorskip("fairseq")
     shown = subprocess.run(

@@ -135,7 +135,7 @@ def test_a_policy_is_fitted_in_the_space_of_the_rows(tools):
         ),
         ("static\t--sd-random-seed {seed:barrier}\t", "{seed:barrier} is none of"),
         ("random-deployed\t--sd-policy random\t\tbarrier", "weights of 'barrier', which is no trained row above"),
-        ("barrier\t\t\t\tdense", "5 columns"),
+        ("barrier\t\t\t\t--beam 1\tdense", "6 columns"),
         ("barrier\t--sd-policy 'random\t", "No closing quotation"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rival_tables
 from learning_results import read_results
 from learning_rows import collect, compare_by_example, pair_by_seed
 
@@ -65,8 +66,7 @@ def reported():
 def compared():
     """(mean difference, pairs) of every two rows of a folder that share seeds: all together, and each alone."""
     found = []
-    for folder in FOLDERS:
-        rows = collect(read_results(str(RESULTS / folder)))
+    for rows in (*(collect(read_results(str(RESULTS / folder))) for folder in FOLDERS), rival_tables.read_rows()):
         for one, other in itertools.permutations(rows.values(), 2):
             pairs = pair_by_seed(one, other)
             for chosen in [pairs, *([pair] for pair in pairs)] if pairs else []:
