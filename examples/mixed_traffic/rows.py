@@ -198,7 +198,7 @@ def told_command(row: Row, settings: Settings, place: str) -> List[str]:
 def fit_command(row: Row, settings: Settings, place: str) -> List[str]:
     """Returns the fit of a policy to the table; arguments as of :func:`told_command`."""
     command = ["python", "-m", "sd_fairseq.commands.fit", *_loading(settings), "--table", "$OUT/search/table.npz"]
-    command += ["--gen-subset", "train", "--examples", str(settings.searched[1]), "--held-out", "valid"]
+    command += ["--gen-subset", "train", "--examples", str(settings.searched[1])]
     command += ["--flops", row.flops, "--flops-average", "corpus"]
     return [*command, "--output", place + ".pt", "--report", place + ".json"]
 
