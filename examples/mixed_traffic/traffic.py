@@ -7,7 +7,6 @@ trade-off grid's own legs (commands, locks, failures) is taken from there.
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -16,8 +15,7 @@ from grid import Grid
 from recipe import RecipeError, render
 from rows import LEARNED, PLAIN, TOLD, Row, Settings
 from score import LOSS, Side, read_losses, read_side, score_system
-from steps import StepError, find_difference, hash_files, locked, read_json, say, write_json
-from understanding_table import find_versions
+from steps import find_difference, hash_files, locked, read_json, say, write_json
 
 from sd_fairseq.decision.trace import SITE_FIELDS, TraceRecord
 from sd_fairseq.evaluation.report import read_system
@@ -94,30 +92,6 @@ class Traffic(Grid):
         length = settings.base_updates, settings.base_update_freq
         about = {**self.describe_training(*length), "model": self.inputs["model"]}
         self.train_folder("base", recipes.base_command(self.settings), about, self.settings.base_updates)
-
-    def train_folder(self, name: str, command: List[str], about: Dict[str, Any], updates: int) -> None:
-        """Trains in a folder of its own; goes on where an interrupted training stopped.
-
-        Raises:
-            RecipeError: the folder holds a training with other settings.
-            StepError: it failed.
-        """
-        folder = os.path.join(self.places["OUT"], name)
-        self.commands[folder] = render(command)
-        with locked(folder):
-            stamp, done = os.path.join(folder, "settings.json"), os.path.join(folder, "trained")
-            begun = glob.glob(os.path.join(glob.escape(folder), "checkpoint*.pt"))
-            difference = find_difference(read_json(stamp), about) if begun else None
-            if difference:
-                raise RecipeError("{}: trained with {}; remove it or give another --out".format(folder, difference))
-            if os.path.exists(done):
-                return
-            write_json(stamp, about)
-            say("{}: training, {} updates".format(name, updates))
-            self.run(command, os.path.join(folder, "train.log"), updates=updates)
-            for old in glob.glob(os.path.join(glob.escape(folder), "checkpoint_*_*.pt")):
-                os.remove(old)  # only needed to go on after an interruption
-            write_json(done, {"device": self.name_device(self.settings.device), "versions": find_versions()})
 
     def make_once(self, command: List[str], place: str, output: Optional[str] = None) -> None:
         """Runs a step whose last file is ``place``, unless that is there; its folder is locked meanwhile.
@@ -225,34 +199,20 @@ class Traffic(Grid):
             raise RecipeError("{}: made with {}; remove it or give another --results".format(path, difference))
         return True
 
-    def finish(self, name: str, seed: int) -> bool:
-        """Makes and writes a row's result, or the record of its failure; tells whether it succeeded."""
-        if self.is_finished(name, seed):
-            say("{}, seed {}: finished before".format(name, seed))
-            return True
-        self.commands = {} if self.options.given_base else {"base": render(recipes.base_command(self.settings))}
-        try:
-            result = self.make(name, seed)
-            say("{}, seed {}: {}".format(name, seed, describe_scores(result)))
-        except RecipeError:
-            raise
-        except (StepError, ValueError, OSError) as error:
-            message = self.hide((str(error) or type(error).__name__).splitlines()[0])
-            result = {"row": name, "seed": seed, "failed": message}
-            say("{}, seed {}: FAILED: {}".format(name, seed, message))
-        result["settings"] = self.describe_result(self.rows[name])
-        result["command"] = list(self.commands.values())
-        result["versions"] = find_versions()
+    def summarise(self, result: Dict[str, Any]) -> str:
+        """Says the most important figures in one line."""
+        traffic = result["traffic"]
+        tasks = ("{} {:.4f}".format(task, figures[LOSS]) for task, figures in result["tasks"].items())
+        return "FLOPs {:.3f}, loss {:.4f} ({})".format(traffic["flops_corpus"], traffic[LOSS], ", ".join(tasks))
+
+    def shared_commands(self) -> Dict[str, str]:
+        """Returns the training of the base, unless it is the caller's own."""
+        return {} if self.options.given_base else {"base": render(recipes.base_command(self.settings))}
+
+    def write(self, path: str, result: Dict[str, Any]) -> None:
+        """Writes a result."""
         os.makedirs(self.options.results, exist_ok=True)
-        write_result(self.result_path(name, seed), result)
-        return "failed" not in result
-
-
-def describe_scores(result: Dict[str, Any]) -> str:
-    """Says the most important figures in one line."""
-    traffic = result["traffic"]
-    tasks = ("{} {:.4f}".format(task, figures[LOSS]) for task, figures in result["tasks"].items())
-    return "FLOPs {:.3f}, loss {:.4f} ({})".format(traffic["flops_corpus"], traffic[LOSS], ", ".join(tasks))
+        write_result(path, result)
 
 
 def follow_rate(records: Sequence[TraceRecord], side: Sequence[Side], given: Dict[str, Any]) -> float:

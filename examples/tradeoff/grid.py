@@ -133,27 +133,37 @@ class Grid:
             raise StepError(self.failed[key]) from error
 
     def train(self, name: str, seed: int) -> None:
-        """Trains a row.
+        """Trains a row; see :meth:`train_folder`."""
+        row = self.rows[name]
+        command = train_command(row, seed, self.settings, self.find_values(row, seed))
+        self.train_folder("{}-{}".format(name, seed), command, self.describe(row), self.settings.updates)
+
+    def train_folder(self, name: str, command: List[str], about: Dict[str, Any], updates: int) -> None:
+        """Trains in a folder of its own; goes on where an interrupted training stopped.
+
+        Args:
+            name: of the folder, in $OUT.
+            command: the training.
+            about: what its weights depend on.
+            updates: of the training.
 
         Raises:
-            RecipeError: its folder holds a training with other settings.
+            RecipeError: the folder holds a training with other settings.
             StepError: it failed.
         """
-        row, folder = self.rows[name], self.folder(name, seed)
-        command = train_command(row, seed, self.settings, self.find_values(row, seed))
+        folder = os.path.join(self.places["OUT"], name)
         self.commands[folder] = render(command)
         with locked(folder):
             stamp, done = os.path.join(folder, "settings.json"), os.path.join(folder, "trained")
-            made = read_json(stamp)
             begun = glob.glob(os.path.join(glob.escape(folder), "checkpoint*.pt"))
-            difference = find_difference(made, self.describe(row)) if begun else None
+            difference = find_difference(read_json(stamp), about) if begun else None
             if difference:
                 raise RecipeError("{}: trained with {}; remove it or give another --out".format(folder, difference))
             if os.path.exists(done):
                 return
-            write_json(stamp, self.describe(row))
-            say("{}, seed {}: training, {} updates".format(name, seed, self.settings.updates))
-            self.run(command, os.path.join(folder, "train.log"), updates=self.settings.updates)
+            write_json(stamp, about)
+            say("{}: training, {} updates".format(name, updates))
+            self.run(command, os.path.join(folder, "train.log"), updates=updates)
             for old in glob.glob(os.path.join(glob.escape(folder), "checkpoint_*_*.pt")):
                 os.remove(old)  # only needed to go on after an interruption
             write_json(done, {"device": self.name_device(self.settings.device), "versions": find_versions()})
@@ -307,23 +317,39 @@ class Grid:
             made = {"device": self.name_device(self.settings.device), "versions": find_versions()}
         return made["device"], made["versions"]
 
+    def describe_result(self, row: Row) -> Dict[str, Any]:
+        """Says what a result depends on: the row, and what was generated."""
+        return {**self.describe(row), "subset": self.options.subset}
+
+    def summarise(self, result: Dict[str, Any]) -> str:
+        """Says the most important figures of a result in one line."""
+        return "ROUGE-L {rougeL:.2f}, FLOPs {flops_generation:.3f}".format(**result)
+
+    def shared_commands(self) -> Dict[str, str]:
+        """Returns the commands that all rows share, to be recorded with each."""
+        return {}
+
+    def write(self, path: str, result: Dict[str, Any]) -> None:
+        """Writes a result."""
+        learning_results.write_result(path, result)
+
     def finish(self, name: str, seed: int) -> bool:
         """Makes and writes a row's result, or the record of its failure; tells whether it succeeded."""
         if self.is_finished(name, seed):
             say("{}, seed {}: finished before".format(name, seed))
             return True
-        self.commands = {}
+        self.commands = self.shared_commands()
         try:
             result = self.make(name, seed)
-            say("{row}, seed {seed}: ROUGE-L {rougeL:.2f}, FLOPs {flops_generation:.3f}".format(**result))
+            say("{}, seed {}: {}".format(name, seed, self.summarise(result)))
         except RecipeError:
             raise
         except (StepError, ValueError, OSError) as error:
             message = self.hide((str(error) or type(error).__name__).splitlines()[0])
             result = {"row": name, "seed": seed, "failed": message}
             say("{}, seed {}: FAILED: {}".format(name, seed, message))
-        result["settings"] = {**self.describe(self.rows[name]), "subset": self.options.subset}
+        result["settings"] = self.describe_result(self.rows[name])
         result["command"] = list(self.commands.values())
         result["versions"] = find_versions()
-        learning_results.write_result(self.result_path(name, seed), result)
+        self.write(self.result_path(name, seed), result)
         return "failed" not in result
