@@ -186,9 +186,9 @@ class PathOfDocument(GivenPolicy):
         return self.paths.index_select(src_tokens.sum(dim=1) % len(self.paths))
 
 
-def pool_rows(bench: Bench, batch: int = 16, batches: int = 8, paths: int = 8) -> List[Dict[str, Any]]:
+def pool_rows(bench: Bench, batch: int = 16, paths: int = 8) -> List[Dict[str, Any]]:
     """A stream of documents of some paths, path by path, against batches as they come and against one path for all."""
-    before, policy = bench.batch, bench.model.encoder.policy
+    before, policy, batches = bench.batch, bench.model.encoder.policy, bench.args.batches
     bench.use(batch * batches)
     sample = {"net_input": bench.net_input}
     policies = {
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--source-length", type=int, default=800)
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--mixed-source-length", type=int, default=128, help="of the batch of 16")
+    parser.add_argument("--batches", type=int, default=8, help="of 16 in the stream that is generated path by path")
     parser.add_argument("--sweep", action="store_true", help="measure the sweep of skip rates only")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -103,7 +103,7 @@ def test_the_plain_name_works_from_any_folder_once_installed(pipeline, tmp_path)
 
 
 BENCHMARKS = {
-    "saving.py": ["--source-length", "20", "--mixed-source-length", "20"],
+    "saving.py": ["--source-length", "20", "--mixed-source-length", "20", "--batches", "2"],
     "training_step.py": ["--source-length", "20", "--target-length", "6", "--batch-size", "2"],
 }
 
