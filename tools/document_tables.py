@@ -236,7 +236,7 @@ def rivals(name: str) -> Iterator[Cells]:
 TABLES: Dict[str, Callable[[], Iterator[Cells]]] = {
     **{"quality": quality, "controls": controls, "policy": policy, "skipped": skipped, "estimators": estimators},
     **{"fits": fits, "mixture": mixture, "tasks": tasks, "shapes": shapes, "matrix": matrix, "families": families},
-    **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending", "worth")},
+    **{"mixed-" + name: partial(mixed, name) for name in ("quality", "differences", "spending", "worth", "inside")},
     **{"rivals-" + name: partial(rivals, name) for name in ("quality", "methods", "speed")},
     "policy-paper": lambda: policy(PAPERS),
     "speed-cpu": lambda: timed(["cpu/generation.json", "cpu/generation_int8.json"], lambda row: True),

@@ -152,10 +152,11 @@ def spending(runs: Runs) -> Iterator[Cells]:
 
 
 def inside(runs: Runs) -> Iterator[Cells]:
-    """Kinds of questions within a task: what learned rows spend on them, and gain over the static path."""
+    """Kinds of questions within a task: what rows by kind, else learned ones, spend on them and gain over one path."""
+    shown = ("clustered",) if any(row.startswith("clustered") for row in runs) else LEARNED
     yield ["row - control", "questions", "FLOPs of row; control", "loss, nats", "F1"]
     for row, other in pairs_of(runs):
-        if not row.startswith(LEARNED) or not other.startswith("static"):
+        if not row.startswith(shown) or not other.startswith("static"):
             continue
         seeds = [seed for seed in runs[row] if seed in runs[other]]
         for kind, places in members(runs[row][seeds[0]] if seeds else {}).items():
