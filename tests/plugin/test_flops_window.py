@@ -59,6 +59,26 @@ def test_an_update_of_few_documents_sees_what_all_of_them_cost_under_the_present
     torch.testing.assert_close(sums.flops / sums.examples, gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_a_policy_for_a_range_is_measured_at_the_budget_of_the_update_not_of_the_documents():
+    samples = build_samples((1,) * 8)
+    options = {"sd_budget_range": "0.45,0.9", "sd_space": "encoder,decoder"}
+    training = train_on(samples, model_options=options, **BUDGET)
+    training.task.optimizer_step = lambda optimizer, model, update: training.criterion.update_policy(model)
+    for update, sample in enumerate(samples):  # every update has another budget
+        training.update([sample], update)
+    model, criterion = training.model, training.criterion
+    for update in (8, 9, 10, 11):
+        criterion.train()
+        training.step(samples[0], update)
+        budget = criterion.budgets.of_update(model.encoder.policy, update)
+        sums = measured(training, update)
+        held = [*samples, *samples[:1] * (update - 7)]
+        with torch.no_grad(), model.encoder.policy.serving(budget):
+            states = policy_states(model, held)
+            expected = corpus_flops(model.encoder.policy(states), model, all_lengths(held))
+        assert float(sums.violation / sums.measured) == pytest.approx(float(expected) - budget, abs=1e-5)
+
+
 def test_the_window_leaves_the_gradient_of_the_quality_alone():
     samples = build_samples((3, 5))
     for training in (with_it := train_on(samples, **BUDGET), without := train_on(samples, sd_mode="budget")):

@@ -104,6 +104,8 @@ class FlopsWindow:
         states, source, target = model.policy_learner.recent.held()
         if not len(states):
             return sums  # this worker has had no documents yet
+        if model.encoder.policy.budgets is not None:  # the documents were read with the budgets of other updates
+            states = torch.cat([states[:, :-1], torch.full_like(states[:, :1], settings.flops_budget or 0.0)], dim=1)
         lengths = Lengths(source, target, settings.beam)
         weights = flops_weights(settings, model.space, model.shape, lengths)
         with trainable(model.encoder.policy) as parameters:
